@@ -1,0 +1,10 @@
+export { AccessError, type AccessErrorCode, type AccessErrorOptions, isAccessError } from './errors/access-error.js';
+export type { BillingField, MissingField } from './errors/missing-field.js';
+export { isRegistryError, RegistryError, type RegistryErrorCode } from './errors/registry-error.js';
+export { isSinkError, type SinkAction, SinkError, type SinkErrorOptions } from './errors/sink-error.js';
+export type * from './identity/ambient.cjs';
+export type { IdentityInput } from './identity/create-identity.js';
+export { identitiesOf, identityOf } from './request/identity-of.js';
+export { type Usage, usageOf } from './request/usage-of.js';
+export type { Basis, Quantity } from './request/usage-record.js';
+export type { Clock } from './runtime/clock.js';

@@ -1,0 +1,20 @@
+/** Where an amount comes from, from the strongest to the weakest; mixed bases become the weakest. */
+export type Basis = 'reported' | 'measured' | 'estimated';
+
+/** An amount that was used. `value` is a safe integer of at least 0; fractions are counted in micro-units. */
+export interface Quantity {
+  value: number;
+  basis: Basis;
+}
+
+/** What was used for one request so far. Plain data on the request's state. */
+export interface UsageRecord {
+  quantities: Record<string, Quantity> | undefined;
+  dimensions: Record<string, string | number | boolean> | undefined;
+  /** Set at admission. */
+  eventId: string | undefined;
+  /** Makes what was used so far durable; set by a pipeline with a spool. */
+  checkpoint: ((usage: UsageRecord) => void) | undefined;
+  /** The response is over: what comes now is ignored and counted. */
+  closed: boolean;
+}
