@@ -1,10 +1,27 @@
+export { type AuthenticateOptions, authenticate } from './authenticate/authenticate.js';
+export type { CacheOptions } from './authenticate/credential-cache.js';
+export type {
+  IncompleteResult,
+  Presented,
+  Scheme,
+  Verified,
+  VerifiedResult,
+  Verifier,
+} from './authenticate/verifier.js';
+export { type RequireNetworkOptions, requireNetwork } from './authorize/require-network.js';
+export { type RequireResourceOptions, requireResource } from './authorize/require-resource.js';
+export { requireScope, type ScopeRule } from './authorize/require-scope.js';
+export { requireSubject } from './authorize/require-subject.js';
+export { type RequireTenantOptions, requireTenant } from './authorize/require-tenant.js';
 export { AccessError, type AccessErrorCode, type AccessErrorOptions, isAccessError } from './errors/access-error.js';
 export type { BillingField, MissingField } from './errors/missing-field.js';
 export { isRegistryError, RegistryError, type RegistryErrorCode } from './errors/registry-error.js';
 export { isSinkError, type SinkAction, SinkError, type SinkErrorOptions } from './errors/sink-error.js';
+export type { Middleware, Next } from './http/handler.js';
 export type * from './identity/ambient.cjs';
 export type { IdentityInput } from './identity/create-identity.js';
 export { identitiesOf, identityOf } from './request/identity-of.js';
+export type { AnswerSettings, Attribution, Outcome } from './request/request-state.js';
 export { type Usage, usageOf } from './request/usage-of.js';
 export type { Basis, Quantity } from './request/usage-record.js';
 export type { Clock } from './runtime/clock.js';

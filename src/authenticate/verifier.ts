@@ -22,6 +22,8 @@ export interface VerifiedResult {
   readonly identity: Identity | IdentityInput;
   /** How long the decision may be cached, in seconds; 0 is never. Default: the cache's own life and `expiresAt`. */
   readonly cacheSeconds?: number;
+  /** Seconds past `expiresAt` that the verifier tolerated. Default 5. */
+  readonly clockToleranceSeconds?: number;
   /** Asked for every request, cache hits too: is this credential good for this very request (a proof of possession)? */
   readonly checkRequest?: (presented: Presented) => void | Promise<void>;
   /** What a trusted edge said beside the identity. */
@@ -47,6 +49,8 @@ export interface Verifier {
   verify(presented: Presented, signal: AbortSignal): Verified | Promise<Verified>;
   /** Takes whatever nobody else does; it must be the last of the chain. */
   readonly catchAll?: true;
+  /** `accepts` looks at more than the credential (the peer, other headers): it is asked even for known credentials. */
+  readonly dependsOnRequest?: true;
   /** Asked beside `authenticate`'s own. */
   readonly revocations?: Revocations;
   /** The issuers whose JWTs it takes, so that two verifiers with one issuer are noticed at construction. */

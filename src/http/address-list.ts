@@ -18,11 +18,14 @@ export function createAddressList(entries: readonly string[], problem: (text: st
     return { has: () => false };
   }
   for (const entry of entries) {
-    const [address = '', prefix, ...rest] = typeof entry === 'string' ? entry.split('/') : [];
+    const [given = '', prefix, ...rest] = typeof entry === 'string' ? entry.split('/') : [];
+    const address = unmapped(given);
     const family = isIP(address);
     const bits = family === 6 ? 128 : 32;
-    const length = prefix === undefined ? bits : /^\d{1,3}$/.test(prefix) ? Number(prefix) : Number.NaN;
-    if (family === 0 || rest.length > 0 || !(length <= bits)) {
+    const mapped = family === 4 && isIP(given) === 6;
+    const stated = prefix === undefined ? undefined : /^\d{1,3}$/.test(prefix) ? Number(prefix) : Number.NaN;
+    const length = stated === undefined ? bits : mapped ? stated - 96 : stated;
+    if (family === 0 || rest.length > 0 || !(length >= 0 && length <= bits)) {
       problem(`"${String(entry)}" is neither an address nor a CIDR block`);
       continue;
     }

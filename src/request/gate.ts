@@ -21,12 +21,12 @@ export function orderError(name: string): AccessError {
  *
  * @param question returns the refusal, or undefined to let the request through.
  */
-export function createGate(
+export function createGate<Req extends IncomingMessage = IncomingMessage>(
   name: string,
   code: AccessErrorCode,
-  question: (identity: Identity, req: IncomingMessage) => AccessError | undefined,
-): Middleware {
-  const gate: Middleware = (req, res, next) => {
+  question: (identity: Identity, req: Req) => AccessError | undefined,
+): Middleware<Req> {
+  const gate: Middleware<Req> = (req, res, next) => {
     const state = knownRequestState(req);
     const identity = state?.identity;
     if (identity === undefined) {

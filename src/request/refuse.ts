@@ -59,7 +59,8 @@ function dress(
   const retryAfter = Number(known?.headers?.['retry-after'] ?? Number.NaN);
   const error = new AccessError(known?.code ?? fallback, {
     reason: known === undefined ? 'something threw that is no AccessError' : known.reason,
-    cause: known === undefined ? cause : known.cause,
+    // Somebody else's error may quote the credential: only an AccessError's own cause is kept.
+    cause: known?.cause,
     retryAfterSeconds: Number.isFinite(retryAfter) ? retryAfter : undefined,
     missing: known?.missing,
     scopes: known?.scopes,

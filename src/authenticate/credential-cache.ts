@@ -1,0 +1,64 @@
+import { LRUCache } from 'lru-cache';
+import type { Decision } from './verifier-chain.js';
+
+/** How many characters of a credential's end are hashed: a signature's or a secret's, which differ between any two. */
+const KEY_LENGTH = 43;
+/** Bytes that an entry takes beside its credential: the identity, its claims and the bookkeeping. */
+const ENTRY_BYTES = 2_048;
+
+export interface CacheOptions {
+  /** Entries at most. Default 50,000. */
+  readonly maxEntries?: number;
+  /** Bytes at most, estimated from the credentials' lengths. Default 128 MiB. */
+  readonly maxBytes?: number;
+  /** Seconds that a decision may be reused at most. Default 60. */
+  readonly ttlSeconds?: number;
+}
+
+/**
+ * Decisions by credential, least recently used first out, bounded by entries and by bytes. The end of the credential is
+ * the key, since hashing a whole JWT costs more than all else on the path; a hit compares the whole credential.
+ */
+export class CredentialCache {
+  readonly #entries: LRUCache<string, CacheEntry>;
+  readonly #ttlMs: number;
+
+  constructor({ maxEntries = 50_000, maxBytes = 128 * 1024 * 1024, ttlSeconds = 60 }: CacheOptions) {
+    this.#ttlMs = ttlSeconds * 1_000;
+    this.#entries = new LRUCache({
+      max: maxEntries,
+      maxSize: maxBytes,
+      sizeCalculation: (entry) => entry.credential.length * 2 + ENTRY_BYTES,
+    });
+  }
+
+  /** The decision about this very credential, if there is one that is neither expired nor too old. */
+  get(credential: string, nowMs: number, monotonicMs: number): Decision | undefined {
+    const entry = this.#entries.get(keyOf(credential));
+    if (entry === undefined || entry.credential !== credential) return undefined;
+    const { decision } = entry;
+    return nowMs < decision.expiresAtMs && monotonicMs < entry.freshUntilMs ? decision : undefined;
+  }
+
+  set(credential: string, decision: Decision, nowMs: number, monotonicMs: number): void {
+    const lifeMs = Math.min(this.#ttlMs, decision.cacheMs);
+    if (lifeMs <= 0 || nowMs >= decision.expiresAtMs) return;
+    this.#entries.set(keyOf(credential), { credential, decision, freshUntilMs: monotonicMs + lifeMs });
+  }
+
+  delete(credential: string): void {
+    const key = keyOf(credential);
+    if (this.#entries.peek(key)?.credential === credential) this.#entries.delete(key);
+  }
+}
+
+interface CacheEntry {
+  readonly credential: string;
+  readonly decision: Decision;
+  /** On the monotonic clock: a jump of the wall clock makes no decision live longer. */
+  readonly freshUntilMs: number;
+}
+
+function keyOf(credential: string): string {
+  return credential.slice(-KEY_LENGTH);
+}
