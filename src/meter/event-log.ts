@@ -1,6 +1,12 @@
 import type { Lifecycle } from '../runtime/lifecycle.js';
 
-/** Turns the pipeline's records into text. The log gives the sequence numbers and calls it once a tick, for a batch. */
+/**
+ * Turns the pipeline's records into text. Intents and checkpoints are taken at once, final events once a group, when
+ * the log gives them their sequence numbers.
+ *
+ * Every text is a JSON object of at most 64 KiB whose first member is `id` (`[A-Za-z0-9._-]`, the same in all texts of
+ * one record); in final events the second is `seq`. Recovery reads them without parsing the rest.
+ */
 export interface EventCodec<R> {
   /** The id of a record: the same in its intent, its checkpoints and its final event. */
   id(record: R): string;
@@ -41,6 +47,11 @@ export interface SourceLog {
   read(afterSeq: number, limits: { maxEvents: number; maxBytes: number }): Promise<readonly StoredEvent[]>;
   /** The sink is done with everything up to `seq`. The cursor is durable before anything is deleted. */
   advance(sink: string, seq: number): void;
+  /**
+   * The sink has everything up to `lastSeq` and knows that the source is closed. A closed source is removed when every
+   * billing sink has said so; after a restart it may be asked again.
+   */
+  finished(sink: string): void;
 }
 
 /** Between the requests and the sinks: in memory, or on disk (the spool). */
@@ -58,13 +69,22 @@ export interface EventLog<R> extends Lifecycle {
   checkpoint(record: R): void;
   /** Takes the final event and gives it its sequence number. Never refuses: while the disk is full it waits in bounded memory. */
   final(record: R): void;
-  /** Resolves when all that was given is written by the rules of the fsync policy. */
+  /** Resolves when all that was given is written by the rules of the fsync policy; while the disk is full it waits. */
   flush(): Promise<void>;
+  /**
+   * Nothing more comes: intents that are still open become `unknown` events, the closing marker is written, and this
+   * instance's source is `closed`. Called before the last delivery, so that sinks learn it; `close` does it otherwise.
+   * What `final` gets afterwards is lost and counted.
+   */
+  seal(): Promise<void>;
   /** The sources that still have something to deliver, this instance's own first. */
   sources(): readonly SourceLog[];
   /** Called when there is something new to read, or a new or newly closed source. At most once a tick. */
   onChange(listener: () => void): void;
-  /** Sinks whose cursors hold events back from deletion (the billing ones), by name. Called once, before `ready`. */
+  /**
+   * The sinks by name; the cursors of billing sinks hold events back from deletion. Called once, before `ready`. A
+   * billing sink that was configured once holds them until it is forgotten.
+   */
   holdFor(billing: readonly string[], observational: readonly string[]): void;
   /** Forgets a sink's cursors. */
   forget(sink: string): Promise<void>;
@@ -84,4 +104,8 @@ export interface LogStats {
   readonly adopted: number;
   /** Events that observational sinks lost because the log moved on, by sink. */
   readonly dropped: Readonly<Record<string, number>>;
+  /** Final events that could not be kept: given after `seal`, or refused by the codec. */
+  readonly lost: number;
+  /** Billing sinks that are configured no more and still hold events: forget them, or bring them back. */
+  readonly absent: readonly string[];
 }
