@@ -24,4 +24,5 @@ export { identitiesOf, identityOf } from './request/identity-of.js';
 export type { AnswerSettings, Attribution, Outcome } from './request/request-state.js';
 export { type Usage, usageOf } from './request/usage-of.js';
 export type { Basis, Quantity } from './request/usage-record.js';
+export type { RevocationAnswer, Revocations, RevocationTarget, RevokeOptions } from './revocation/revocations.js';
 export type { Clock } from './runtime/clock.js';

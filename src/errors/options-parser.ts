@@ -87,7 +87,7 @@ export class OptionsParser {
 /** The known key with the smallest edit distance, if it is near enough to be a typo. */
 function nearest(key: string, known: readonly string[]): string | undefined {
   let best: string | undefined;
-  let bestDistance = Math.max(2, Math.floor(key.length / 3)) + 1;
+  let bestDistance = Math.max(2, Math.floor(key.length / 2.5)) + 1;
   for (const candidate of known) {
     const distance = editDistance(key.toLowerCase(), candidate.toLowerCase());
     if (distance < bestDistance) {
