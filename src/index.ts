@@ -1,5 +1,15 @@
 export { type AuthenticateOptions, authenticate } from './authenticate/authenticate.js';
 export type { CacheOptions } from './authenticate/credential-cache.js';
+export { type EdgeHeader, type SignedRequest, signEdgeHeaders } from './authenticate/edge-signature.js';
+export type { EdgeTrust } from './authenticate/edge-trust.js';
+export {
+  type EdgeField,
+  type EdgeHeaders,
+  type EdgeMapping,
+  type EdgeVerifierOptions,
+  edgeVerifier,
+} from './authenticate/edge-verifier.js';
+export { type StripEdgeHeadersOptions, stripEdgeHeaders } from './authenticate/strip-edge-headers.js';
 export type {
   IncompleteResult,
   Presented,
