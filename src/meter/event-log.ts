@@ -37,13 +37,17 @@ export interface StoredEvent {
 export interface SourceLog {
   /** `<source>/<instance uuid>`. */
   readonly source: string;
-  /** The last sequence number given; 0 when there is none yet. */
+  /** The sequence number of the last event that can be read; 0 when there is none yet. */
   readonly lastSeq: number;
   /** True when no event will ever follow `lastSeq`: the closing marker is written. */
   readonly closed: boolean;
   /** The last sequence number that the sink is done with. A new name starts before the oldest event that is kept. */
   cursor(sink: string): number;
-  /** The events after `afterSeq`, oldest first, within the limits (at least one, if there is any). Streamed from disk. */
+  /**
+   * The events after `afterSeq`, oldest first, within the limits (at least one, if there is any). Streamed from disk.
+   * None, although `lastSeq` was greater than `afterSeq` before the call: what was between is damaged and gone, and the
+   * sink is done with it (`advance` to that `lastSeq`).
+   */
   read(afterSeq: number, limits: { maxEvents: number; maxBytes: number }): Promise<readonly StoredEvent[]>;
   /** The sink is done with everything up to `seq`. The cursor is durable before anything is deleted. */
   advance(sink: string, seq: number): void;

@@ -1,0 +1,39 @@
+import { type FileHandle, open, rename, writeFile } from 'node:fs/promises';
+import { dirname } from 'node:path';
+
+/** Usage is nobody else's business. */
+export const FILE_MODE = 0o600;
+export const DIRECTORY_MODE = 0o700;
+
+/** Writes all of it at an offset: one `write` may take only a part, on a disk that is nearly full. */
+export async function writeAll(file: FileHandle, bytes: Uint8Array, offset: number): Promise<void> {
+  let done = 0;
+  while (done < bytes.length) {
+    const { bytesWritten } = await file.write(bytes, done, bytes.length - done, offset + done);
+    done += bytesWritten;
+  }
+}
+
+/** Makes creations, renames and deletions in a directory durable. */
+export async function syncDirectory(directory: string): Promise<void> {
+  const handle = await open(directory, 'r');
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}
+
+/** Replaces a small file in one step: temporary file, fsync, rename, fsync of the directory. */
+export async function replaceFile(path: string, text: string): Promise<void> {
+  const temporary = `${path}.tmp`;
+  await writeFile(temporary, text, { mode: FILE_MODE, flush: true });
+  await rename(temporary, path);
+  await syncDirectory(dirname(path));
+}
+
+/** An error's code (`ENOSPC`), or its name: no path gets into a message. */
+export function codeOf(error: unknown): string {
+  const { code, name } = error as { code?: unknown; name?: unknown };
+  return typeof code === 'string' ? code : String(name);
+}
