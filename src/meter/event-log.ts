@@ -43,6 +43,8 @@ export interface SourceLog {
   readonly closed: boolean;
   /** The last sequence number that the sink is done with. A new name starts before the oldest event that is kept. */
   cursor(sink: string): number;
+  /** The first event that the sink was ever offered: 1, or later when it was attached in the middle. Kept beside the cursor. */
+  attachedAt(sink: string): number;
   /**
    * The events after `afterSeq`, oldest first, within the limits (at least one, if there is any). Streamed from disk.
    * None, although `lastSeq` was greater than `afterSeq` before the call: what was between is damaged and gone, and the
