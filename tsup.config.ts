@@ -22,6 +22,8 @@ export default defineConfig(({ outDir = 'dist' }) => {
     format: ['esm', 'cjs'],
     target: 'node20',
     platform: 'node',
+    // `node:sqlite` has no other name.
+    removeNodeProtocol: false,
     dts: true,
     // Shared code lies in shared chunks: without it every CJS subpath would have a copy of its own.
     splitting: true,
