@@ -30,9 +30,27 @@ export { isSinkError, type SinkAction, SinkError, type SinkErrorOptions } from '
 export type { Middleware, Next } from './http/handler.js';
 export type * from './identity/ambient.cjs';
 export type { IdentityInput } from './identity/create-identity.js';
+export { createKeyRing, type KeyInfo, type KeyRing } from './keys/key-ring.js';
+export type { KeyRingOptions, KeyRingSource } from './keys/key-ring-options.js';
+export { type KeyRecord, type KeyState, type KeyStore, memoryKeyStore, type StoredKeyRing } from './keys/key-store.js';
+export type { ExternalKey, Signer, SigningAlgorithm } from './keys/signing-key.js';
 export { identitiesOf, identityOf } from './request/identity-of.js';
 export type { AnswerSettings, Attribution, Outcome } from './request/request-state.js';
 export { type Usage, usageOf } from './request/usage-of.js';
 export type { Basis, Quantity } from './request/usage-record.js';
-export type { RevocationAnswer, Revocations, RevocationTarget, RevokeOptions } from './revocation/revocations.js';
+export { createRevocations, type RevocationsOptions } from './revocation/create-revocations.js';
+export { memoryRevocationStore } from './revocation/memory-revocation-store.js';
+export type {
+  LocalRevocationStore,
+  RevocationEntry,
+  RevocationPage,
+  RevocationStore,
+} from './revocation/revocation-store.js';
+export type {
+  ChangeTarget,
+  RevocationAnswer,
+  Revocations,
+  RevocationTarget,
+  RevokeOptions,
+} from './revocation/revocations.js';
 export type { Clock } from './runtime/clock.js';

@@ -1,0 +1,11 @@
+import { systemRandom } from '../runtime/random.js';
+import type { LocalRevocationStore } from './revocation-store.js';
+import { RevocationView } from './revocation-view.js';
+
+/**
+ * Keeps what is denied in this process alone: ready at once, never stale, gone with the process. For one replica whose
+ * credentials are short-lived, and for tests. Whatever is created on the same store shares it.
+ */
+export function memoryRevocationStore(): LocalRevocationStore {
+  return { view: new RevocationView(systemRandom) };
+}
