@@ -39,13 +39,8 @@ export type { AnswerSettings, Attribution, Outcome } from './request/request-sta
 export { type Usage, usageOf } from './request/usage-of.js';
 export type { Basis, Quantity } from './request/usage-record.js';
 export { createRevocations, type RevocationsOptions } from './revocation/create-revocations.js';
-export { memoryRevocationStore } from './revocation/memory-revocation-store.js';
-export type {
-  LocalRevocationStore,
-  RevocationEntry,
-  RevocationPage,
-  RevocationStore,
-} from './revocation/revocation-store.js';
+export { type LocalRevocationStore, memoryRevocationStore } from './revocation/memory-revocation-store.js';
+export type { RevocationEntry, RevocationPage, RevocationStore } from './revocation/revocation-store.js';
 export type {
   ChangeTarget,
   RevocationAnswer,
@@ -54,3 +49,16 @@ export type {
   RevokeOptions,
 } from './revocation/revocations.js';
 export type { Clock } from './runtime/clock.js';
+export type {
+  EventFilter,
+  Ledger,
+  LedgerDifference,
+  SourceAudit,
+  UsageFilter,
+  UsageKey,
+  UsageQuery,
+  UsageReport,
+  UsageRow,
+  UsageTotal,
+} from './usage/ledger.js';
+export { memoryLedger } from './usage/memory-ledger.js';

@@ -5,8 +5,9 @@ import { type Clock, systemClock } from '../runtime/clock.js';
 import { withDeadline } from '../runtime/deadline.js';
 import { READY_WAIT_MS } from '../runtime/lifecycle.js';
 import { type Random, systemRandom } from '../runtime/random.js';
+import type { LocalRevocationStore } from './memory-revocation-store.js';
 import { CHANGE_KEEP_SECONDS, changeEntry, namedTarget, revocationEntry } from './revocation-entry.js';
-import type { LocalRevocationStore, RevocationEntry, RevocationStore } from './revocation-store.js';
+import type { RevocationEntry, RevocationStore } from './revocation-store.js';
 import { RevocationView } from './revocation-view.js';
 import type { ChangeTarget, RevocationAnswer, Revocations, RevocationTarget, RevokeOptions } from './revocations.js';
 

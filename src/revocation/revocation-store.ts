@@ -1,5 +1,3 @@
-import type { RevocationView } from './revocation-view.js';
-
 /** One denial or change as a store keeps it. Of two with one key the store keeps the later, with the maxima of both. */
 export interface RevocationEntry {
   /** 43 characters, the same for the same target. */
@@ -45,9 +43,4 @@ export interface RevocationStore {
    * care of its own connection, and may lose hints: reading now and then is the guarantee.
    */
   subscribe?(hint: () => void): () => Promise<void>;
-}
-
-/** A store within one process: there is no source beside the view itself, so it is never stale. */
-export interface LocalRevocationStore {
-  readonly view: RevocationView;
 }
