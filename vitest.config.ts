@@ -3,6 +3,9 @@ import { defineConfig } from 'vitest/config';
 
 const src = fileURLToPath(new URL('./src', import.meta.url));
 
+/** Set by CI: the same command, with coverage and with a report that can be counted. */
+const { COVERAGE, TEST_REPORT } = process.env;
+
 export default defineConfig({
   resolve: {
     // Tests import the package by its public names and run its sources.
@@ -15,7 +18,11 @@ export default defineConfig({
     include: ['test/**/*.test.ts'],
     testTimeout: 30_000,
     hookTimeout: 60_000,
+    // Many tests wait for a server or a process of their own: two files at a time are faster on one core too.
+    maxWorkers: 2,
+    reporters: TEST_REPORT ? ['default', ['json', { outputFile: TEST_REPORT }]] : ['default'],
     coverage: {
+      enabled: COVERAGE === 'true',
       provider: 'v8',
       include: ['src/**/*.ts'],
       thresholds: { lines: 95, branches: 95 },
