@@ -27,6 +27,11 @@ export type SourceNote =
   | { readonly kind: 'closed'; readonly source: string; readonly lastSeq: number }
   /** The sink was attached in the middle: what is before `firstSeq` never goes to it. */
   | { readonly kind: 'attached'; readonly source: string; readonly firstSeq: number }
+  /**
+   * Everything that the source admitted before `time` (RFC 3339) has been delivered to this sink, up to `lastSeq`: no
+   * admitted request of before is still under way. It lets a ledger say until when its totals are final.
+   */
+  | { readonly kind: 'through'; readonly source: string; readonly lastSeq: number; readonly time: string }
   /** The event was rejected by this sink and lies in its dead-letter file. */
   | { readonly kind: 'dead_letter'; readonly source: string; readonly seq: number; readonly reason: string };
 

@@ -1,0 +1,73 @@
+import { describe, expect, it } from 'vitest';
+import { intervalStarts, isTimeZone } from '../../src/usage/local-interval.js';
+
+const start = (interval: 'hour' | 'day' | 'month', timeZone: string, at: string) =>
+  new Date(intervalStarts(interval, timeZone)(Date.parse(at))).toISOString();
+
+describe('intervalStarts', () => {
+  it.each([
+    ['hour', 'UTC', '2026-03-01T10:59:59.999Z', '2026-03-01T10:00:00.000Z'],
+    ['day', 'UTC', '2026-03-01T23:59:59Z', '2026-03-01T00:00:00.000Z'],
+    ['month', 'UTC', '2026-03-31T23:59:59Z', '2026-03-01T00:00:00.000Z'],
+    // +05:45
+    ['hour', 'Asia/Kathmandu', '2026-03-01T10:20:00Z', '2026-03-01T10:15:00.000Z'],
+    ['hour', 'Asia/Kathmandu', '2026-03-01T10:14:00Z', '2026-03-01T09:15:00.000Z'],
+    ['day', 'Asia/Kathmandu', '2026-03-01T18:15:00Z', '2026-03-01T18:15:00.000Z'],
+    ['day', 'Asia/Kathmandu', '2026-03-01T18:14:59Z', '2026-02-28T18:15:00.000Z'],
+    ['month', 'Asia/Kathmandu', '2026-02-28T18:15:00Z', '2026-02-28T18:15:00.000Z'],
+    // A day of 23 hours and one of 25.
+    ['day', 'Europe/Berlin', '2026-03-29T21:59:00Z', '2026-03-28T23:00:00.000Z'],
+    ['day', 'Europe/Berlin', '2026-03-29T22:00:00Z', '2026-03-29T22:00:00.000Z'],
+    ['day', 'Europe/Berlin', '2026-10-25T22:59:00Z', '2026-10-24T22:00:00.000Z'],
+    ['day', 'Europe/Berlin', '2026-10-25T23:00:00Z', '2026-10-25T23:00:00.000Z'],
+    ['month', 'Europe/Berlin', '2026-03-31T21:59:59Z', '2026-02-28T23:00:00.000Z'],
+    // The repeated hour is two hours.
+    ['hour', 'Europe/Berlin', '2026-10-25T00:30:00Z', '2026-10-25T00:00:00.000Z'],
+    ['hour', 'Europe/Berlin', '2026-10-25T01:30:00Z', '2026-10-25T01:00:00.000Z'],
+    // Midnight does not exist: the clocks of Cairo go from 00:00 to 01:00 on 2026-04-24.
+    ['day', 'Africa/Cairo', '2026-04-24T12:00:00Z', '2026-04-23T22:00:00.000Z'],
+    ['day', 'America/Sao_Paulo', '2018-11-04T12:00:00Z', '2018-11-04T03:00:00.000Z'],
+    // Midnight exists twice: Havana falls back from 01:00 to 00:00.
+    ['day', 'America/Havana', '2026-11-01T12:00:00Z', '2026-11-01T04:00:00.000Z'],
+    // Half an hour of daylight saving time.
+    ['hour', 'Australia/Lord_Howe', '2026-10-03T15:45:00Z', '2026-10-03T15:30:00.000Z'],
+    ['day', 'Australia/Lord_Howe', '2026-10-04T05:00:00Z', '2026-10-03T13:30:00.000Z'],
+    // A day that does not exist at all: Samoa skipped 2011-12-30.
+    ['day', 'Pacific/Apia', '2011-12-30T12:00:00Z', '2011-12-30T10:00:00.000Z'],
+  ] as const)('begins the %s of %s that %s falls in at %s', (interval, timeZone, at, expected) => {
+    expect(start(interval, timeZone, at)).toBe(expected);
+  });
+
+  it.each([
+    ['UTC', true],
+    ['Asia/Kathmandu', true],
+    ['Mars/Olympus', false],
+    ['', false],
+    [5, false],
+  ])('knows whether %s is a time zone: %s', (zone, known) => {
+    expect(isTimeZone(zone)).toBe(known);
+  });
+
+  it('gives for every quarter of a year the same start as walking the local clock', () => {
+    for (const zone of ['Australia/Lord_Howe', 'Africa/Cairo']) {
+      const format = new Intl.DateTimeFormat('en-CA', {
+        timeZone: zone,
+        year: 'numeric',
+        month: '2-digit',
+        day: '2-digit',
+      });
+      const starts = intervalStarts('day', zone);
+      let label = '';
+      let expected = 0;
+      for (let ms = Date.parse('2026-01-01T00:00:00Z'); ms < Date.parse('2026-12-01T00:00:00Z'); ms += 900_000) {
+        const now = format.format(ms);
+        if (now !== label) {
+          expected = label === '' ? starts(ms) : ms;
+          label = now;
+        }
+        if (starts(ms) !== expected)
+          expect(`${zone} ${new Date(ms).toISOString()} ${starts(ms)}`).toBe(String(expected));
+      }
+    }
+  });
+});
