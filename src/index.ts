@@ -1,4 +1,5 @@
 export { type AuthenticateOptions, authenticate } from './authenticate/authenticate.js';
+export type { ClaimMap, ClaimSource } from './authenticate/claim-map.js';
 export type { CacheOptions } from './authenticate/credential-cache.js';
 export { type EdgeHeader, type SignedRequest, signEdgeHeaders } from './authenticate/edge-signature.js';
 export type { EdgeTrust } from './authenticate/edge-trust.js';
@@ -9,6 +10,9 @@ export {
   type EdgeVerifierOptions,
   edgeVerifier,
 } from './authenticate/edge-verifier.js';
+export type { IssuerResolver } from './authenticate/issuer-directory.js';
+export type { JwtIssuerDefaults, JwtIssuerOptions } from './authenticate/jwt-issuer.js';
+export { type JwtVerifierOptions, jwtVerifier } from './authenticate/jwt-verifier.js';
 export { type StripEdgeHeadersOptions, stripEdgeHeaders } from './authenticate/strip-edge-headers.js';
 export type {
   IncompleteResult,
@@ -30,9 +34,14 @@ export { isSinkError, type SinkAction, SinkError, type SinkErrorOptions } from '
 export type { Middleware, Next } from './http/handler.js';
 export type * from './identity/ambient.cjs';
 export type { IdentityInput } from './identity/create-identity.js';
+export type { Fetch } from './keys/fetch-json.js';
+export type { JwtAlgorithm } from './keys/jwt-algorithm.js';
+export type { JwkSet, KeyOptions, RemoteKeyOptions } from './keys/key-options.js';
 export { createKeyRing, type KeyInfo, type KeyRing } from './keys/key-ring.js';
+export type { PublishedKeys } from './keys/key-ring-keys.js';
 export type { KeyRingOptions, KeyRingSource } from './keys/key-ring-options.js';
 export { type KeyRecord, type KeyState, type KeyStore, memoryKeyStore, type StoredKeyRing } from './keys/key-store.js';
+export type { RefreshSettings } from './keys/refreshed-keys.js';
 export type { ExternalKey, Signer, SigningAlgorithm } from './keys/signing-key.js';
 export { identitiesOf, identityOf } from './request/identity-of.js';
 export type { AnswerSettings, Attribution, Outcome } from './request/request-state.js';

@@ -1,2 +1,3 @@
 export { asIdentity } from './as-identity.js';
 export { type ManualClock, manualClock } from './manual-clock.js';
+export { type TestAlgorithm, type TestIssuer, type TestIssuerOptions, testIssuer } from './test-issuer.js';

@@ -1,0 +1,89 @@
+import { compactVerify } from 'jose';
+import { LRUCache } from 'lru-cache';
+import { AccessError } from '../errors/access-error.js';
+import type { JwtAlgorithm } from '../keys/jwt-algorithm.js';
+import type { KeySource } from '../keys/key-source.js';
+import type { VerificationKey } from '../keys/verification-key.js';
+import type { Clock } from '../runtime/clock.js';
+import { type CompactJwt, checkSpelling, invalidToken } from './compact-jwt.js';
+import { type ClaimRules, checkAccessTokenClaims, checkClaims, type TokenTimes } from './jwt-claims.js';
+import { isWantedType, type JwtHeader, readHeader } from './jwt-header.js';
+
+/** Header segments that are remembered: the tokens of one key have the same. */
+const MAX_HEADERS = 64;
+const MAX_HEADER_LENGTH = 512;
+
+/** How the tokens of one issuer are verified. */
+export interface IssuerRules extends ClaimRules {
+  readonly issuer: string;
+  readonly algorithms: ReadonlySet<JwtAlgorithm>;
+  /** The only media type that is taken, in short form; undefined takes the general ones. */
+  readonly type: string | undefined;
+}
+
+/** A token whose signature and registered claims hold. */
+export interface VerifiedJwt extends TokenTimes {
+  readonly claims: Readonly<Record<string, unknown>>;
+  readonly keyId: string | undefined;
+  /** For how long the decision may be reused; undefined: no bound. */
+  readonly cacheSeconds: number | undefined;
+}
+
+/** One issuer whose tokens are taken, with its keys. */
+export class TrustedIssuer {
+  readonly rules: IssuerRules;
+  readonly keys: KeySource;
+  readonly #clock: Clock;
+  readonly #headers = new LRUCache<string, JwtHeader>({ max: MAX_HEADERS });
+
+  constructor(rules: IssuerRules, keys: KeySource, clock: Clock) {
+    this.rules = rules;
+    this.keys = keys;
+    this.#clock = clock;
+  }
+
+  /**
+   * Verifies a token that names this issuer. Whatever can be refused without a key is refused before one is looked for,
+   * so that nothing is fetched for it.
+   *
+   * @throws AccessError `invalid_token`, or `verifier_unavailable` while the keys cannot be had.
+   */
+  async verify(jwt: CompactJwt): Promise<VerifiedJwt> {
+    checkSpelling(jwt);
+    if (jwt.claims.iss !== this.rules.issuer) throw invalidToken('the token is of another issuer');
+    const { algorithm, kid, type } = this.#header(jwt.header);
+    if (!this.rules.algorithms.has(algorithm)) throw invalidToken('the algorithm is not on the list');
+    if (!isWantedType(type, this.rules.type))
+      throw invalidToken('the token is of a type that is meant for something else');
+    const times = checkClaims(jwt.claims, this.rules, this.#clock.now() / 1_000);
+    if (this.rules.type === 'at+jwt') checkAccessTokenClaims(jwt.claims);
+    const found = this.keys.find(algorithm, kid);
+    const key = found instanceof Promise ? await found : found;
+    if (key === undefined) throw invalidToken('the issuer has no such key');
+    const cacheSeconds = this.keys.cacheSeconds();
+    await verifySignature(jwt.token, key);
+    return { claims: jwt.claims, ...times, keyId: key.keyId, cacheSeconds };
+  }
+
+  #header(segment: string): JwtHeader {
+    const known = this.#headers.get(segment);
+    if (known !== undefined) return known;
+    const header = readHeader(segment);
+    if (segment.length <= MAX_HEADER_LENGTH) this.#headers.set(segment, header);
+    return header;
+  }
+}
+
+async function verifySignature(token: string, key: VerificationKey): Promise<void> {
+  const imported = key.cryptoKey();
+  const cryptoKey = imported instanceof Promise ? await imported : imported;
+  try {
+    // The header was read by us and the key has one algorithm: jose refuses any other with this key.
+    await compactVerify(token, cryptoKey);
+  } catch (error) {
+    const code = (error as { code?: unknown }).code;
+    if (code === 'ERR_JWS_SIGNATURE_VERIFICATION_FAILED') throw invalidToken('the signature does not match');
+    if (typeof code === 'string' && code.startsWith('ERR_J')) throw invalidToken('the token is no JWS');
+    throw new AccessError('verifier_unavailable', { reason: 'the signature cannot be checked' });
+  }
+}
