@@ -251,7 +251,10 @@ function parseOptions(given: AuthenticateOptions) {
       continue;
     }
     if (typeof verifier.name !== 'string' || verifier.name === '') parser.problem(`verifiers[${index}] needs a name`);
-    else if (names.has(verifier.name)) parser.problem(`two verifiers are named "${verifier.name}"`);
+    // A name stands in for the issuer where the verifier has none of its own; where it has, both may be called "jwt".
+    else if (names.has(verifier.name) && verifier.issuers === undefined) {
+      parser.problem(`two verifiers are named "${verifier.name}"`);
+    }
     names.add(verifier.name);
     if (verifier.catchAll === true && index !== verifiers.length - 1) {
       parser.problem(`the verifier "${verifier.name}" takes whatever nobody else does: it must be the last`);
