@@ -8,6 +8,8 @@ type Role = 'billing' | 'observational';
 interface Cursor {
   seq: number;
   role: Role;
+  /** The first event that the sink was ever offered. */
+  readonly attached: number;
   /** What the file says. */
   durable: number;
 }
@@ -40,15 +42,23 @@ export class SpoolCursors {
     return this.#cursors.get(sink)?.seq;
   }
 
+  attachedAt(sink: string): number | undefined {
+    return this.#cursors.get(sink)?.attached;
+  }
+
   /** Every sink that ever had a cursor here, configured now or not. */
   entries(): Iterable<[string, Readonly<Cursor>]> {
     return this.#cursors;
   }
 
-  /** Moves a cursor forward, never back; written soon, or by `save`. */
-  set(sink: string, seq: number, role: Role): void {
+  /**
+   * Moves a cursor forward, never back; written soon, or by `save`.
+   *
+   * @param attached for a sink that has no cursor yet: the first event that it is offered.
+   */
+  set(sink: string, seq: number, role: Role, attached: number): void {
     const cursor = this.#cursors.get(sink);
-    if (cursor === undefined) this.#cursors.set(sink, { seq, role, durable: -1 });
+    if (cursor === undefined) this.#cursors.set(sink, { seq, role, attached, durable: -1 });
     else {
       if (cursor.role === role && seq <= cursor.seq) return;
       if (cursor.role !== role) cursor.durable = -1;
@@ -82,10 +92,10 @@ export class SpoolCursors {
 
   async #saveAll(): Promise<void> {
     for (const [sink, cursor] of this.#cursors) {
-      const { seq, role } = cursor;
+      const { seq, role, attached } = cursor;
       if (cursor.durable === seq) continue;
-      const crc = checksum(sink, role, seq);
-      await replaceFile(this.#path(sink), `${JSON.stringify({ sink, role, seq, crc })}\n`);
+      const crc = checksum(sink, role, seq, attached);
+      await replaceFile(this.#path(sink), `${JSON.stringify({ sink, role, seq, attached, crc })}\n`);
       cursor.durable = seq;
     }
   }
@@ -95,15 +105,18 @@ export class SpoolCursors {
   }
 }
 
-function parse(text: string): { sink: string; role: Role; seq: number } | undefined {
+type Stored = { sink: string; role: Role; seq: number; attached: number };
+
+function parse(text: string): Stored | undefined {
   try {
-    const { sink, role, seq, crc } = JSON.parse(text) as { sink: string; role: Role; seq: number; crc: number };
-    return crc === checksum(sink, role, seq) ? { sink, role, seq } : undefined;
+    const { crc, ...stored } = JSON.parse(text) as Stored & { crc: number };
+    const { sink, role, seq, attached } = stored;
+    return crc === checksum(sink, role, seq, attached) ? stored : undefined;
   } catch {
     return undefined;
   }
 }
 
-function checksum(sink: string, role: string, seq: number): number {
-  return crc32(`${sink}\n${role}\n${seq}`);
+function checksum(...parts: (string | number)[]): number {
+  return crc32(parts.join('\n'));
 }

@@ -40,11 +40,11 @@ export function encodeHeader({ firstNumber, lastSeq }: SegmentHeader): Buffer {
   return header;
 }
 
-/** A segment's header, or undefined when it is damaged. @throws Error for a version that this package cannot read. */
+/** A segment's header; undefined when it is damaged, or of a version that this package does not know. */
 export function decodeHeader(bytes: Buffer): SegmentHeader | undefined {
   if (bytes.length < HEADER_BYTES || !MAGIC.equals(bytes.subarray(0, 8))) return undefined;
   if (crc32(bytes.subarray(0, 28)) !== bytes.readUInt32LE(28)) return undefined;
-  if (bytes.readUInt32LE(8) !== VERSION) throw new Error('spool: the segment was written by a newer version');
+  if (bytes.readUInt32LE(8) !== VERSION) return undefined;
   return { firstNumber: readU64(bytes, 12), lastSeq: readU64(bytes, 20) };
 }
 

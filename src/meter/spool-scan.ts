@@ -6,7 +6,7 @@ const WINDOW_BYTES = 256 * 1024;
 
 /** Told what lies in a segment. */
 export interface ScanVisitor {
-  /** A valid record; `bytes` is good only during the call. False ends the scan. */
+  /** A valid record; `bytes` is good only during the call. False ends the scan before it. */
   record(view: RecordView, bytes: Buffer, offset: number): boolean | undefined;
   /** Bytes that are no record, with a valid record behind them. */
   damage?(from: number, to: number): void | Promise<void>;
@@ -61,7 +61,7 @@ export async function scanRecords(
       await visitor.damage?.(badFrom, base + at);
       badFrom = -1;
     }
-    if (visitor.record(view, bytes, base + at) === false) return { validEnd: base + view.end, tail: 0 };
+    if (visitor.record(view, bytes, base + at) === false) return { validEnd, tail: 0 };
     at = view.end;
     validEnd = base + at;
   }

@@ -48,6 +48,16 @@ export class SpoolSource implements SourceLog {
     return Math.max(this.cursors.get(sink) ?? 0, this.#beforeOldest());
   }
 
+  attachedAt(sink: string): number {
+    return this.cursors.attachedAt(sink) ?? this.#beforeOldest() + 1;
+  }
+
+  /** Gives every configured sink a cursor, so that what it has not had is known even if it is configured no more. */
+  attach(): void {
+    const { billing, observational } = this.#context;
+    for (const sink of [...billing, ...observational]) this.#move(sink, this.#beforeOldest());
+  }
+
   async read(afterSeq: number, limits: { maxEvents: number; maxBytes: number }): Promise<readonly StoredEvent[]> {
     const events: StoredEvent[] = [];
     for (const segment of [...this.segments]) {
@@ -68,11 +78,7 @@ export class SpoolSource implements SourceLog {
   }
 
   advance(sink: string, seq: number): void {
-    this.cursors.set(
-      sink,
-      Math.min(seq, this.lastSeq),
-      this.#context.observational.has(sink) ? 'observational' : 'billing',
-    );
+    this.#move(sink, Math.min(seq, this.lastSeq));
     this.#context.advanced();
   }
 
@@ -124,6 +130,11 @@ export class SpoolSource implements SourceLog {
     await this.delete([...this.segments]);
     this.cursors.stop();
     await rm(this.directory, { recursive: true, force: true });
+  }
+
+  #move(sink: string, seq: number): void {
+    const role = this.#context.observational.has(sink) ? 'observational' : 'billing';
+    this.cursors.set(sink, seq, role, this.#beforeOldest() + 1);
   }
 
   #slowest(sinks: Iterable<string>): number {

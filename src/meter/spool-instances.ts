@@ -1,0 +1,154 @@
+import { mkdir, mkdtemp, readdir, rename, rm, rmdir, stat, symlink, unlink, writeFile } from 'node:fs/promises';
+import { connect, createServer, type Server } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { codeOf, DIRECTORY_MODE, FILE_MODE, syncDirectory } from './spool-files.js';
+import { INSTANCE_FILE } from './spool-recovery.js';
+
+const INSTANCE = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+const UNFINISHED = /^\.new-/;
+const SOCKET = 'alive';
+/** A unix socket's path has room for 103 bytes on macOS and 107 on Linux. */
+const MAX_SOCKET_PATH_BYTES = 100;
+/** A directory that was never finished is garbage after that. */
+const UNFINISHED_MS = 60_000;
+const CONNECT_MS = 1_000;
+
+/**
+ * The directories of one spool, one per process start. A unix socket bound in a directory shows that its process lives:
+ * the kernel closes it with the process, and unlike a process id it means the same in every container of the host. A
+ * dead instance never comes back to life, so that whoever renames its directory first has it.
+ */
+export class SpoolInstances {
+  readonly #directory: string;
+  readonly #instance: string;
+  #server: Server | undefined;
+
+  constructor(directory: string, instance: string) {
+    this.#directory = directory;
+    this.#instance = instance;
+  }
+
+  /** This instance's own directory. */
+  get own(): string {
+    return join(this.#directory, this.#instance);
+  }
+
+  get quarantine(): string {
+    return join(this.#directory, 'quarantine');
+  }
+
+  /** Makes the instance's directory. It gets its name when the socket is bound: nobody ever sees it without. */
+  async register(source: string): Promise<void> {
+    await mkdir(this.#directory, { recursive: true, mode: DIRECTORY_MODE });
+    const unfinished = join(this.#directory, `.new-${this.#instance}`);
+    await mkdir(unfinished, { recursive: true, mode: DIRECTORY_MODE });
+    await writeFile(join(unfinished, INSTANCE_FILE), JSON.stringify({ source }), { mode: FILE_MODE, flush: true });
+    await mkdir(join(unfinished, 'adopted'), { recursive: true, mode: DIRECTORY_MODE });
+    await rm(join(unfinished, SOCKET), { force: true });
+    this.#server?.close();
+    this.#server = await withSocketPath(unfinished, listen);
+    await rename(unfinished, this.own);
+    await syncDirectory(this.#directory);
+  }
+
+  /** The names of dead instances. Removes what a start that died has left. */
+  async dead(): Promise<string[]> {
+    const names: string[] = [];
+    for (const name of await readdir(this.#directory)) {
+      if (name === this.#instance) continue;
+      const path = join(this.#directory, name);
+      if (INSTANCE.test(name)) {
+        if (!(await isAlive(path))) names.push(name);
+      } else if (UNFINISHED.test(name) && (await isOld(path)) && !(await isAlive(path))) {
+        await rm(path, { recursive: true, force: true });
+      }
+    }
+    return names;
+  }
+
+  /**
+   * Takes a dead instance over by one rename, together with those that it had adopted itself.
+   *
+   * @returns the claimed directories; none when a peer was faster.
+   */
+  async claim(name: string): Promise<string[]> {
+    const adopted = join(this.own, 'adopted');
+    const claimed = join(adopted, name);
+    try {
+      await rename(join(this.#directory, name), claimed);
+    } catch (error) {
+      if (codeOf(error) === 'ENOENT') return [];
+      throw error;
+    }
+    await unlink(join(claimed, 'reserve')).catch(() => undefined);
+    const inherited = await readdir(join(claimed, 'adopted')).catch(() => []);
+    for (const nested of inherited) await rename(join(claimed, 'adopted', nested), join(adopted, nested));
+    await syncDirectory(adopted);
+    await syncDirectory(this.#directory);
+    return [claimed, ...inherited.map((nested) => join(adopted, nested))];
+  }
+
+  /** From here on peers may adopt what is left. */
+  close(): void {
+    this.#server?.close();
+    this.#server = undefined;
+  }
+}
+
+function listen(path: string): Promise<Server> {
+  return new Promise((resolve, reject) => {
+    const server = createServer((socket) => socket.destroy());
+    server.once('error', reject);
+    // Exclusive: in a worker of `node:cluster` the primary would hold the socket, and the worker would never look dead.
+    server.listen({ path, exclusive: true }, () => {
+      server.removeListener('error', reject);
+      server.on('error', () => undefined);
+      server.unref();
+      resolve(server);
+    });
+  });
+}
+
+/** In doubt it lives: only a refused connection, or no socket at all, shows that nobody listens. */
+async function isAlive(directory: string): Promise<boolean> {
+  try {
+    return await withSocketPath(directory, answers);
+  } catch {
+    return true;
+  }
+}
+
+function answers(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(path);
+    const settle = (alive: boolean): void => {
+      clearTimeout(timer);
+      socket.destroy();
+      resolve(alive);
+    };
+    const timer = setTimeout(settle, CONNECT_MS, true).unref();
+    socket.once('connect', () => settle(true));
+    socket.once('error', (error) => settle(!['ECONNREFUSED', 'ENOENT', 'ENOTSOCK'].includes(codeOf(error))));
+  });
+}
+
+/** Where the path is too long for a socket, a symbolic link in the system's temporary folder makes it short. */
+async function withSocketPath<T>(directory: string, use: (path: string) => Promise<T>): Promise<T> {
+  const path = join(directory, SOCKET);
+  if (Buffer.byteLength(path) <= MAX_SOCKET_PATH_BYTES) return use(path);
+  const folder = await mkdtemp(join(tmpdir(), 'tk-'));
+  const link = join(folder, 'd');
+  try {
+    await symlink(directory, link);
+    return await use(join(link, SOCKET));
+  } finally {
+    await unlink(link).catch(() => undefined);
+    await rmdir(folder).catch(() => undefined);
+  }
+}
+
+async function isOld(path: string): Promise<boolean> {
+  const { mtimeMs } = await stat(path).catch(() => ({ mtimeMs: Number.POSITIVE_INFINITY }));
+  return Date.now() - mtimeMs > UNFINISHED_MS;
+}

@@ -1,0 +1,433 @@
+import { channel } from 'node:diagnostics_channel';
+import { rm } from 'node:fs/promises';
+import { basename, resolve } from 'node:path';
+import type { OptionsParser } from '../errors/options-parser.js';
+import { type Clock, systemClock } from '../runtime/clock.js';
+import { type Random, systemRandom } from '../runtime/random.js';
+import type { EventCodec, EventLog, LogRefusal, LogStats, SourceLog } from './event-log.js';
+import { SpoolCursors } from './spool-cursors.js';
+import { codeOf } from './spool-files.js';
+import { GroupQueue } from './spool-group.js';
+import { SpoolInstances } from './spool-instances.js';
+import { finishSource, type Recovered, recoverSource } from './spool-recovery.js';
+import type { Segment } from './spool-segment.js';
+import { type SourceContext, SpoolSource } from './spool-source.js';
+import { type FsyncPolicy, SpoolWriter } from './spool-writer.js';
+
+const MIB = 1024 * 1024;
+const DEFAULT_MAX_BYTES = 1024 * MIB;
+const MAX_SEGMENT_BYTES = 64 * MIB;
+/** Dead instances are looked for so often: with the time to take one over, within 5 s. */
+const ADOPT_EVERY_MS = 2_000;
+const WATCH_EVERY_MS = 1_000;
+/** Seconds that a client is told to wait while sinks do not keep up: outages of sinks take minutes. */
+const FULL_RETRY_SECONDS = 30;
+/** Segments that only observational sinks still need are kept up to this share of `maxBytes`. */
+const OBSERVATIONAL_SHARE = 0.25;
+/** What `close` waits for a disk that does not answer, when its caller gives no signal. */
+const CLOSE_MS = 5_000;
+
+const alerts = channel('tollkeeper:pipeline');
+
+/** The durable log between the requests and the sinks. */
+export interface SpoolOptions {
+  /**
+   * A directory on a local disk, for one application: every process of it on this host uses the same one, and adopts what
+   * a dead one has left there. It is made with mode 0700 if it does not exist.
+   */
+  readonly directory: string;
+  /**
+   * Bytes on disk for each process, from 1 MiB; default 1 GiB. At fifteen sixteenths of it new requests are refused
+   * with 503; the rest is for the final events of requests that were admitted before.
+   */
+  readonly maxBytes?: number;
+  /**
+   * When a record counts as durable. Each of them survives `kill -9`; it matters when the power fails.
+   *
+   * - `always`: after an fsync of its own tick's records.
+   * - `group` (default): after an fsync that it shares with the records of up to 4 ms.
+   * - `interval`: after the write; fsync every 500 ms.
+   * - `os`: after the write; the operating system decides when it reaches the disk.
+   */
+  readonly fsync?: FsyncPolicy;
+}
+
+export interface SpoolSettings {
+  readonly directory: string;
+  readonly maxBytes: number;
+  readonly fsync: FsyncPolicy;
+}
+
+/** Checks the options of a spool and fills in the defaults. */
+export function parseSpoolOptions(parser: OptionsParser, options: SpoolOptions): SpoolSettings {
+  const { directory, maxBytes, fsync } = parser.known(options, ['directory', 'maxBytes', 'fsync'], 'spool');
+  return {
+    directory: resolve(parser.string('spool.directory', directory)),
+    maxBytes: parser.number('spool.maxBytes', maxBytes, DEFAULT_MAX_BYTES, { min: MIB, integer: true }),
+    fsync: parser.oneOf('spool.fsync', fsync, ['always', 'group', 'interval', 'os'], 'group'),
+  };
+}
+
+export interface CreateSpoolOptions<R> extends SpoolSettings {
+  /** The name of the application; the source of its events is `<source>/<instance uuid>`. */
+  readonly source: string;
+  readonly codec: EventCodec<R>;
+  readonly clock?: Clock;
+  readonly random?: Random;
+}
+
+/** A log on disk. It does nothing before `ready` is called. */
+export function createSpool<R>(options: CreateSpoolOptions<R>): EventLog<R> {
+  return new Spool(options);
+}
+
+class Spool<R> implements EventLog<R> {
+  readonly kind = 'disk';
+  readonly instance: string;
+  refusal: LogRefusal | undefined = { reason: 'the spool is not open yet', retryAfterSeconds: 1 };
+  readonly #settings: SpoolSettings;
+  readonly #codec: EventCodec<R>;
+  readonly #name: string;
+  readonly #instances: SpoolInstances;
+  readonly #queue: GroupQueue<R>;
+  readonly #own: SpoolSource;
+  readonly #writer: SpoolWriter<R>;
+  readonly #context: SourceContext;
+  readonly #highWater: number;
+  /** Claimed directories that wait to be read. */
+  #claimed: string[] = [];
+  /** Adopted sources; `orphans` wait for their disk in those that are not finished. */
+  readonly #adopted: Recovered[] = [];
+  #starting: Promise<void> | undefined;
+  #registered = false;
+  #started = false;
+  #sealing: Promise<void> | undefined;
+  #closing: Promise<void> | undefined;
+  #background: Promise<void> = Promise.resolve();
+  #reclaimQueued = false;
+  #timers: NodeJS.Timeout[] = [];
+  #listener: (() => void) | undefined;
+  #changeQueued = false;
+  #corrupt = 0;
+  #recovered = 0;
+  #adoptedCount = 0;
+  #late = 0;
+
+  constructor(options: CreateSpoolOptions<R>) {
+    const { directory, maxBytes, fsync, source, codec, clock = systemClock, random = systemRandom } = options;
+    this.instance = uuid(random);
+    this.#settings = { directory, maxBytes, fsync };
+    this.#codec = codec;
+    this.#name = source;
+    this.#instances = new SpoolInstances(directory, this.instance);
+    this.#context = {
+      billing: new Set(),
+      observational: new Set(),
+      dropped: new Map(),
+      advanced: () => this.#reclaimSoon(),
+      damaged: () => this.#onDamage(),
+    };
+    const own = this.#instances.own;
+    this.#own = new SpoolSource(this.#context, {
+      source: `${source}/${this.instance}`,
+      directory: own,
+      segments: [],
+      cursors: new SpoolCursors(own),
+      lastSeq: 0,
+      closed: false,
+    });
+    const headroom = Math.floor(maxBytes / 16);
+    this.#highWater = maxBytes - headroom;
+    this.#queue = new GroupQueue(codec, this.#own.source);
+    const segmentBytes = Math.min(MAX_SEGMENT_BYTES, headroom);
+    const reserveBytes = Math.max(64 * 1024, Math.floor(headroom / 16));
+    const settings = { fsync, segmentBytes, reserveBytes, clock };
+    this.#writer = new SpoolWriter(settings, this.#queue, this.#own, () => this.#onWriter());
+  }
+
+  /** Opens the spool; called again after a failure, it tries again. Dead instances are adopted in the background. */
+  async ready(signal?: AbortSignal): Promise<void> {
+    signal?.throwIfAborted();
+    if (this.#closing !== undefined) throw new Error('spool: it is closed');
+    this.#starting ??= this.#start().catch((error) => {
+      this.#starting = undefined;
+      throw new Error(`spool: its directory cannot be used (${codeOf(error)})`, { cause: error });
+    });
+    await this.#starting;
+  }
+
+  intent(record: R): Promise<void> {
+    if (this.refusal !== undefined) return Promise.reject(new Error(`spool: ${this.refusal.reason}`));
+    try {
+      const durable = this.#queue.intent(record);
+      this.#writer.schedule();
+      return durable;
+    } catch (error) {
+      return Promise.reject(error);
+    }
+  }
+
+  cancel(record: R): void {
+    this.#queue.cancel(record);
+    this.#writer.schedule();
+  }
+
+  checkpoint(record: R): void {
+    if (this.#sealing !== undefined) return;
+    this.#queue.checkpoint(record);
+    this.#writer.schedule();
+  }
+
+  final(record: R): void {
+    if (this.#sealing !== undefined) {
+      this.#late++;
+      return;
+    }
+    this.#queue.final(record);
+    this.#writer.schedule();
+  }
+
+  flush(): Promise<void> {
+    return this.#writer.durable();
+  }
+
+  seal(): Promise<void> {
+    this.#sealing ??= this.#seal();
+    return this.#sealing;
+  }
+
+  close(signal?: AbortSignal): Promise<void> {
+    this.#closing ??= this.#close(signal ?? timeout(CLOSE_MS));
+    return this.#closing;
+  }
+
+  sources(): readonly SourceLog[] {
+    return [this.#own, ...this.#adopted.map(({ source }) => source)];
+  }
+
+  onChange(listener: () => void): void {
+    this.#listener = listener;
+  }
+
+  holdFor(billing: readonly string[], observational: readonly string[]): void {
+    for (const sink of billing) this.#context.billing.add(sink);
+    for (const sink of observational) this.#context.observational.add(sink);
+  }
+
+  async forget(sink: string): Promise<void> {
+    for (const { cursors } of this.#sources()) await cursors.forget(sink);
+    this.#reclaimSoon();
+    this.#changed();
+  }
+
+  stats(): LogStats {
+    return {
+      written: this.#own.lastSeq,
+      bytes: this.#bytes(),
+      corrupt: this.#corrupt,
+      recovered: this.#recovered,
+      adopted: this.#adoptedCount,
+      dropped: Object.fromEntries(this.#context.dropped),
+      lost: this.#queue.lost + this.#late,
+      absent: [...new Set(this.#sources().flatMap((source) => source.absent()))],
+    };
+  }
+
+  async #start(): Promise<void> {
+    if (!this.#registered) await this.#instances.register(this.#own.source);
+    this.#registered = true;
+    this.#own.attach();
+    await this.#own.cursors.save();
+    await this.#writer.open();
+    this.#started = true;
+    this.#timers = [
+      setInterval(() => this.#writer.watch(), WATCH_EVERY_MS).unref(),
+      setInterval(() => this.#inBackground(() => this.#adopt()), ADOPT_EVERY_MS).unref(),
+    ];
+    this.#inBackground(() => this.#adopt());
+    this.#evaluate();
+  }
+
+  /** One thing at a time, and none of them may fail the process: it is tried again with the next timer. */
+  #inBackground(work: () => Promise<void>): Promise<void> {
+    this.#background = this.#background.then(work).catch((error) => {
+      if (alerts.hasSubscribers) alerts.publish({ type: 'spool_error', reason: codeOf(error) });
+    });
+    return this.#background;
+  }
+
+  async #adopt(): Promise<void> {
+    if (this.#closing !== undefined) return;
+    for (const name of await this.#instances.dead()) this.#claimed.push(...(await this.#instances.claim(name)));
+    while (this.#claimed.length > 0 && this.#closing === undefined) {
+      await this.#recover(this.#claimed[0] as string);
+      this.#claimed.shift();
+    }
+    for (const recovered of this.#adopted) {
+      if (recovered.source.closed) continue;
+      this.#recovered += await finishSource(recovered, this.#codec, this.#context);
+      this.#changed();
+    }
+    await this.#reclaim();
+  }
+
+  async #recover(directory: string): Promise<void> {
+    const recovered = await recoverSource(directory, this.#instances.quarantine, this.#name, this.#context);
+    if (recovered === undefined) {
+      await rm(directory, { recursive: true, force: true });
+      return;
+    }
+    this.#adopted.push(recovered);
+    this.#adoptedCount++;
+    if (alerts.hasSubscribers) alerts.publish({ type: 'adopted', source: recovered.source.source });
+    this.#changed();
+  }
+
+  #reclaimSoon(): void {
+    if (this.#reclaimQueued || this.#closing !== undefined) return;
+    this.#reclaimQueued = true;
+    void this.#inBackground(async () => {
+      this.#reclaimQueued = false;
+      await this.#reclaim();
+    });
+  }
+
+  /** Deletes what no sink needs any more. */
+  async #reclaim(): Promise<void> {
+    const pressure = (): boolean => this.#bytes() > this.#settings.maxBytes * OBSERVATIONAL_SHARE;
+    for (const recovered of [...this.#adopted]) {
+      const { source } = recovered;
+      if (!source.closed) continue;
+      if (source.done(pressure())) {
+        await source.remove();
+        this.#adopted.splice(this.#adopted.indexOf(recovered), 1);
+        this.#changed();
+      } else await this.#delete(source, source.deletable(pressure()));
+    }
+    const candidates = this.#own.deletable(pressure());
+    const pinned = this.#carryOpenIntents(candidates);
+    await this.#delete(this.#own, candidates.slice(0, pinned));
+    this.#evaluate();
+  }
+
+  async #delete(source: SpoolSource, segments: readonly Segment[]): Promise<void> {
+    if (segments.length > 0) await source.delete(segments);
+  }
+
+  /**
+   * An intent that is still open holds its segment, or a crash would forget the request. It is written again at the end,
+   * so that a stream of hours does not hold everything behind it; the segment goes the next time.
+   *
+   * @returns how many of the segments hold none.
+   */
+  #carryOpenIntents(segments: readonly Segment[]): number {
+    let free = segments.length;
+    for (const entry of this.#queue.open.values()) {
+      const index = entry.segment === undefined ? -1 : segments.indexOf(entry.segment);
+      if (index === -1) continue;
+      free = Math.min(free, index);
+      if (!entry.closed && this.#sealing === undefined) this.#queue.carry(entry);
+    }
+    if (free < segments.length) {
+      this.#writer.schedule();
+      void this.#writer.durable().then(() => this.#reclaimSoon());
+    }
+    return free;
+  }
+
+  async #seal(): Promise<void> {
+    this.#evaluate();
+    if (!this.#started) return;
+    await this.#writer.seal();
+    this.#own.closed = true;
+    this.#changed();
+  }
+
+  async #close(signal: AbortSignal): Promise<void> {
+    for (const timer of this.#timers) clearInterval(timer);
+    this.#evaluate();
+    await this.#starting?.catch(() => undefined);
+    if (this.#started) {
+      // What the disk does not take by then is lost with the process.
+      await Promise.race([this.seal().then(() => this.#background), aborted(signal)]);
+      await Promise.race([this.#finish(), aborted(signal)]);
+    }
+    this.#instances.close();
+  }
+
+  async #finish(): Promise<void> {
+    await this.#writer.close();
+    for (const source of this.#sources()) {
+      await source.cursors.save().catch(() => undefined);
+      source.cursors.stop();
+    }
+    // Otherwise the next process, or a living one, adopts what is left.
+    if (this.#adopted.length > 0 || this.#claimed.length > 0 || !this.#own.done(true)) return;
+    await this.#own.remove().catch(() => undefined);
+  }
+
+  #sources(): SpoolSource[] {
+    return [this.#own, ...this.#adopted.map(({ source }) => source)];
+  }
+
+  #bytes(): number {
+    return this.#sources().reduce((sum, source) => sum + source.bytes, 0);
+  }
+
+  #onDamage(): void {
+    this.#corrupt++;
+    if (alerts.hasSubscribers) alerts.publish({ type: 'corrupt' });
+  }
+
+  #onWriter(): void {
+    this.#evaluate();
+    this.#changed();
+  }
+
+  #evaluate(): void {
+    const before = this.refusal;
+    this.refusal = this.#findRefusal();
+    if (before?.reason === this.refusal?.reason || !alerts.hasSubscribers) return;
+    if (this.refusal === undefined) alerts.publish({ type: 'admitting' });
+    else alerts.publish({ type: 'refusing', reason: this.refusal.reason });
+  }
+
+  #findRefusal(): LogRefusal | undefined {
+    if (this.#sealing !== undefined || this.#closing !== undefined)
+      return { reason: 'the spool is closed', retryAfterSeconds: 5 };
+    if (!this.#started) return this.refusal;
+    const trouble = this.#writer.trouble;
+    if (trouble !== undefined || this.#bytes() < this.#highWater) return trouble;
+    return { reason: 'the spool is full: sinks do not keep up', retryAfterSeconds: FULL_RETRY_SECONDS };
+  }
+
+  #changed(): void {
+    if (this.#changeQueued || this.#listener === undefined) return;
+    this.#changeQueued = true;
+    setImmediate(() => {
+      this.#changeQueued = false;
+      this.#listener?.();
+    });
+  }
+}
+
+/** A random UUID (RFC 9562 §5.4). */
+function uuid(random: Random): string {
+  const bytes = Buffer.from(random(16));
+  bytes.writeUInt8(((bytes[6] as number) & 0x0f) | 0x40, 6);
+  bytes.writeUInt8(((bytes[8] as number) & 0x3f) | 0x80, 8);
+  return bytes.toString('hex').replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5');
+}
+
+function timeout(ms: number): AbortSignal {
+  const controller = new AbortController();
+  setTimeout(() => controller.abort(), ms).unref();
+  return controller.signal;
+}
+
+function aborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    else signal.addEventListener('abort', () => resolve(), { once: true });
+  });
+}
