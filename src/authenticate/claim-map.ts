@@ -53,11 +53,8 @@ const DEFAULTS: Readonly<Record<keyof ClaimMap, readonly string[]>> = {
 const FIELDS = Object.keys(DEFAULTS) as (keyof ClaimMap)[];
 
 type Claims = Readonly<Record<string, unknown>>;
-/** The mapped part of an identity. */
-export type MappedClaims = Pick<
-  IdentityInput,
-  'subject' | 'authId' | 'scopes' | 'groups' | 'tenant' | 'clientId' | 'tokenId' | 'plan' | 'resources' | 'actor'
->;
+/** An identity in the making: the mapped fields are set. */
+export type MappedClaims = { -readonly [K in keyof IdentityInput]: IdentityInput[K] };
 
 /** Compiles a `map` option. @returns a function that throws AccessError `invalid_token` for claims of the wrong type. */
 export function parseClaimMap(parser: OptionsParser, where: string, given: ClaimMap | undefined) {
@@ -82,6 +79,11 @@ export function parseClaimMap(parser: OptionsParser, where: string, given: Claim
       plan: first(claims, readers.plan, text) as IdentityInput['plan'],
       resources: first(claims, readers.resources, resourceList),
       actor: first(claims, readers.actor, party),
+      issuer: undefined,
+      claims: undefined,
+      keyId: undefined,
+      issuedAt: undefined,
+      expiresAt: undefined,
     };
   };
 }

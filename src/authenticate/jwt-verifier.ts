@@ -2,7 +2,7 @@ import { channel } from 'node:diagnostics_channel';
 import { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
 import type { Identity } from '../identity/ambient.cjs';
-import { createIdentity, type IdentityInput } from '../identity/create-identity.js';
+import { createIdentity } from '../identity/create-identity.js';
 import { type Fetch, systemFetch } from '../keys/fetch-json.js';
 import { createRevocations } from '../revocation/create-revocations.js';
 import { memoryRevocationStore } from '../revocation/memory-revocation-store.js';
@@ -143,14 +143,12 @@ function peek(token: string, directory: IssuerDirectory): Peeked | undefined {
 
 function identityFrom(verified: VerifiedJwt, issuer: ListedIssuer, name: string): Identity {
   const { claims, keyId, issuedAt, expiresAt } = verified;
-  const input: IdentityInput = {
-    ...issuer.mapClaims(claims),
-    issuer: issuer.trusted.rules.issuer,
-    claims,
-    ...(keyId === undefined ? {} : { keyId }),
-    ...(issuedAt === undefined ? {} : { issuedAt }),
-    expiresAt,
-  };
+  const input = issuer.mapClaims(claims);
+  input.issuer = issuer.trusted.rules.issuer;
+  input.claims = claims;
+  input.keyId = keyId;
+  input.issuedAt = issuedAt;
+  input.expiresAt = expiresAt;
   let identity: Identity;
   try {
     identity = createIdentity(input, name);

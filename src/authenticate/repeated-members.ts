@@ -2,39 +2,51 @@
  * Whether an object of a JSON text names a member twice. Parsers disagree on which one counts (RFC 8259 §4), so that two
  * readers of one token could see two different callers.
  *
- * @param value what `JSON.parse(text)` returned. A text that is written as JSON.stringify would write it, as most issuers
- *   do, needs no second look.
+ * @param text a valid JSON text.
+ * @param value what `JSON.parse(text)` returned: a member that was named twice is in there once.
  */
 export function repeatsMember(text: string, value: unknown): boolean {
-  return JSON.stringify(value) !== text && scan(text);
+  return countNames(text) !== countMembers(value);
 }
 
-/** Walks a valid JSON text: of every object only the names of its members are kept. */
-function scan(text: string): boolean {
-  const open: (Set<string> | undefined)[] = [];
-  // Strings, brackets and separators; everything between them is numbers, words and white space.
-  const tokens = /"(?:[^"\\]|\\.)*"|[{}[\],]/g;
-  let expectsName = false;
-  for (let match = tokens.exec(text); match !== null; match = tokens.exec(text)) {
-    const token = match[0];
-    const members = open.at(-1);
-    if (token === '{') {
-      open.push(new Set());
-      expectsName = true;
-    } else if (token === '[') {
-      open.push(undefined);
-      expectsName = false;
-    } else if (token === '}' || token === ']') {
-      open.pop();
-      expectsName = false;
-    } else if (token === ',') {
-      expectsName = members !== undefined;
-    } else if (expectsName && members !== undefined) {
-      const name = String(JSON.parse(token));
-      if (members.has(name)) return true;
-      members.add(name);
-      expectsName = false;
-    }
+/** How many members the text names: strings with a colon behind them. */
+function countNames(text: string): number {
+  let names = 0;
+  for (let start = text.indexOf('"'); start !== -1; ) {
+    let end = text.indexOf('"', start + 1);
+    while (isEscaped(text, end)) end = text.indexOf('"', end + 1);
+    let after = end + 1;
+    while (isSpace(text.charCodeAt(after))) after += 1;
+    if (text.charCodeAt(after) === COLON) names += 1;
+    start = text.indexOf('"', after);
   }
-  return false;
+  return names;
+}
+
+function countMembers(value: unknown): number {
+  if (typeof value !== 'object' || value === null) return 0;
+  let members = 0;
+  if (Array.isArray(value)) {
+    for (const item of value) if (typeof item === 'object') members += countMembers(item);
+    return members;
+  }
+  for (const name of Object.keys(value)) {
+    const item = (value as Record<string, unknown>)[name];
+    members += typeof item === 'object' ? 1 + countMembers(item) : 1;
+  }
+  return members;
+}
+
+const COLON = 0x3a;
+const BACKSLASH = 0x5c;
+
+function isSpace(code: number): boolean {
+  return code === 0x20 || code === 0x0a || code === 0x0d || code === 0x09;
+}
+
+/** Whether an odd number of backslashes stands before. */
+function isEscaped(text: string, index: number): boolean {
+  let first = index;
+  while (text.charCodeAt(first - 1) === BACKSLASH) first -= 1;
+  return (index - first) % 2 === 1;
 }

@@ -78,28 +78,31 @@ export function createIdentity(input: IdentityInput, verifier: string): Identity
   const actor = input.actor == null ? undefined : subjectOf('actor', input.actor, problems);
   if (problems.length > 0) throw new TypeError(`identity: ${problems.join('; ')}`);
 
-  // One literal with the fields that are always there, so that identities share a shape.
-  const identity = {
+  // Assigned one by one, in one order: spreads would cost more than all the checks above, and give every identity a shape
+  // of its own.
+  const identity: { -readonly [K in keyof Identity]: Identity[K] } = {
     subject: subject as Subject,
     issuer: input.issuer ?? verifier,
     authId: input.authId,
-    scopes: scopeSet,
+    scopes: scopeSet as Identity['scopes'],
     groups: Object.freeze([...groups]),
     verifier: input.verifier ?? verifier,
     claims: frozenCopy(claims),
-    ...present('tenant', input.tenant),
-    ...present('clientId', input.clientId),
-    ...present('tokenId', input.tokenId),
-    ...present('keyId', input.keyId),
-    ...present('plan', input.plan),
-    ...present('actor', actor),
-    ...present('issuedAt', input.issuedAt),
-    ...present('expiresAt', input.expiresAt),
-    ...present('confirmation', frozenCopy(confirmation)),
-    ...present('resources', resources && Object.freeze(resources.map(({ type, id }) => Object.freeze({ type, id })))),
   };
+  if (input.tenant != null) identity.tenant = input.tenant;
+  if (input.clientId != null) identity.clientId = input.clientId;
+  if (input.tokenId != null) identity.tokenId = input.tokenId;
+  if (input.keyId != null) identity.keyId = input.keyId;
+  if (input.plan != null) identity.plan = input.plan;
+  if (actor !== undefined) identity.actor = actor;
+  if (input.issuedAt != null) identity.issuedAt = input.issuedAt;
+  if (input.expiresAt != null) identity.expiresAt = input.expiresAt;
+  if (confirmation !== undefined) identity.confirmation = frozenCopy(confirmation);
+  if (resources !== undefined) {
+    identity.resources = Object.freeze(resources.map(({ type, id }) => Object.freeze({ type, id })));
+  }
   Object.defineProperty(identity, MADE, { value: true });
-  return Object.freeze(identity) as Identity;
+  return Object.freeze(identity);
 }
 
 function subjectOf(name: string, value: unknown, problems: string[]): Subject | undefined {
@@ -107,10 +110,6 @@ function subjectOf(name: string, value: unknown, problems: string[]): Subject | 
   if (!KINDS.includes(kind as SubjectKind)) problems.push(`${name}.kind must be one of ${KINDS.join(', ')}`);
   if (!isText(id)) problems.push(`${name}.id must be a string that is not empty`);
   return Object.freeze({ kind: kind as SubjectKind, id: id as string });
-}
-
-function present<K extends string, V>(key: K, value: V): { [P in K]?: NonNullable<V> } {
-  return (value == null ? {} : { [key]: value }) as { [P in K]?: NonNullable<V> };
 }
 
 function isText(value: unknown): value is string {

@@ -14,6 +14,39 @@ export interface VerificationKey {
   cryptoKey(): CryptoKey | Promise<CryptoKey>;
 }
 
+/** RFC 7518 §3, RFC 8037 §3.1: the parameters that a key's import does not fix. A PSS salt is as long as the hash. */
+const SIGNATURES: Readonly<Record<JwtAlgorithm, { name: string; hash?: string; saltLength?: number }>> = {
+  ES256: { name: 'ECDSA', hash: 'SHA-256' },
+  ES384: { name: 'ECDSA', hash: 'SHA-384' },
+  ES512: { name: 'ECDSA', hash: 'SHA-512' },
+  Ed25519: { name: 'Ed25519' },
+  EdDSA: { name: 'Ed25519' },
+  RS256: { name: 'RSASSA-PKCS1-v1_5' },
+  RS384: { name: 'RSASSA-PKCS1-v1_5' },
+  RS512: { name: 'RSASSA-PKCS1-v1_5' },
+  PS256: { name: 'RSA-PSS', saltLength: 32 },
+  PS384: { name: 'RSA-PSS', saltLength: 48 },
+  PS512: { name: 'RSA-PSS', saltLength: 64 },
+  HS256: { name: 'HMAC' },
+  HS384: { name: 'HMAC' },
+  HS512: { name: 'HMAC' },
+};
+
+/**
+ * Whether a JWS signature is by this key (RFC 7515 §5.2). Web Crypto does it in the thread pool, so that many at once do not
+ * hold up the event loop. jose would take the whole token apart once more, which costs a fifth on top.
+ */
+export async function isSignedBy(key: VerificationKey, input: string, signature: string): Promise<boolean> {
+  const imported = key.cryptoKey();
+  const cryptoKey = imported instanceof Promise ? await imported : imported;
+  return crypto.subtle.verify(
+    SIGNATURES[key.algorithm],
+    cryptoKey,
+    Buffer.from(signature, 'base64url'),
+    Buffer.from(input, 'latin1'),
+  );
+}
+
 const MIN_RSA_BITS = 2_048;
 /** An RSA key beyond this only serves to make a verification expensive. */
 const MAX_RSA_BITS = 16_384;
