@@ -3,14 +3,21 @@ import type { IncomingMessage } from 'node:http';
 import {
   AccessError,
   authenticate,
+  createKeyRing,
+  createRevocations,
+  edgeVerifier,
   type Identity,
   identitiesOf,
   identityOf,
+  jwtVerifier,
+  memoryLedger,
+  memoryRevocationStore,
   requireNetwork,
   requireResource,
   requireScope,
   requireSubject,
   requireTenant,
+  stripEdgeHeaders,
   usageOf,
   type Verifier,
 } from 'tollkeeper';
@@ -83,3 +90,65 @@ new AccessError('invalid_token', { reason: 'expired' });
 new AccessError('bad_token');
 // @ts-expect-error: unknown option
 new AccessError('invalid_token', { detail: 'free text' });
+
+const issuer = 'https://issuer.example';
+const audience = 'https://api.example';
+const keys = { jwksUri: 'https://issuer.example/jwks' };
+jwtVerifier({ issuer, audience, algorithms: ['ES256'], keys });
+jwtVerifier({ issuer, audience: null, algorithms: ['ES256'], keys });
+jwtVerifier({ issuers: [{ issuer, audience, algorithms: ['ES256'], keys }] });
+// @ts-expect-error: the audience is required; only null waives it
+jwtVerifier({ issuer, algorithms: ['ES256'], keys });
+// @ts-expect-error: undefined waives nothing
+jwtVerifier({ issuer, audience: undefined, algorithms: ['ES256'], keys });
+// @ts-expect-error: the issuer is required
+jwtVerifier({ audience, algorithms: ['ES256'], keys });
+// @ts-expect-error: the algorithms are required
+jwtVerifier({ issuer, audience, keys });
+// @ts-expect-error: never without a signature
+jwtVerifier({ issuer, audience, algorithms: ['none'], keys });
+// @ts-expect-error: the key source is required
+jwtVerifier({ issuer, audience, algorithms: ['ES256'] });
+// @ts-expect-error: one key source, not two
+jwtVerifier({ issuer, audience, algorithms: ['ES256'], keys: { jwksUri: 'https://a.example', discover: true } });
+// @ts-expect-error: not a key source
+jwtVerifier({ issuer, audience, algorithms: ['ES256'], keys: {} });
+// @ts-expect-error: an inline set is not fetched, so it has no cooldown
+jwtVerifier({ issuer, audience, algorithms: ['ES256'], keys: { jwks: { keys: [] }, cooldownSeconds: 30 } });
+// @ts-expect-error: unknown option
+jwtVerifier({ issuer, audience, algorithms: ['ES256'], keys, clockTolerance: 5 });
+// @ts-expect-error: one issuer or several, not both
+jwtVerifier({ issuer, audience, algorithms: ['ES256'], keys, issuers: [] });
+// @ts-expect-error: each of several issuers needs its audience
+jwtVerifier({ issuers: [{ issuer, algorithms: ['ES256'], keys }] });
+
+edgeVerifier({ prefix: 'x-edge-', trust: { peers: ['10.0.0.0/8'] }, map: { authId: 'x-edge-auth-id' } });
+// @ts-expect-error: whom to trust is required
+edgeVerifier({ prefix: 'x-edge-', map: { authId: 'x-edge-auth-id' } });
+// @ts-expect-error: nothing is attributed without an authId
+edgeVerifier({ prefix: 'x-edge-', trust: { peers: ['10.0.0.0/8'] }, map: { tenant: 'x-edge-tenant' } });
+// @ts-expect-error: no such field
+edgeVerifier({ prefix: 'x-edge-', trust: { peers: [] }, map: { authId: 'x-edge-auth-id', user: 'x-edge-user' } });
+// @ts-expect-error: whom to trust is required
+stripEdgeHeaders({ prefix: 'x-edge-' });
+
+const revocations = createRevocations({ store: memoryRevocationStore() });
+// @ts-expect-error: the store is required
+createRevocations({});
+// @ts-expect-error: what to revoke is stated
+revocations.revoke({});
+// @ts-expect-error: a subject is unique within its issuer
+revocations.revoke({ subject: 'u-1' });
+// @ts-expect-error: the unit is in the name
+revocations.revoke({ tokenId: 't-1' }, { expires: 1 });
+
+createKeyRing({ algorithm: 'ES256' });
+// @ts-expect-error: not a signing algorithm for others to verify
+createKeyRing({ algorithm: 'HS256' });
+
+const period = { from: new Date(0), to: new Date(1) };
+memoryLedger().usage({ ...period, groupBy: ['tenant'] });
+// @ts-expect-error: no such key
+memoryLedger().usage({ ...period, groupBy: ['customer'] });
+// @ts-expect-error: the period has an end
+memoryLedger().usage({ from: new Date(0), groupBy: ['tenant'] });
