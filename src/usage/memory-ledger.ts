@@ -1,8 +1,9 @@
 import type { SourceNote } from '../meter/sink.js';
 import type { UsageEvent } from '../meter/usage-event.js';
+import { addEvent } from './event-totals.js';
 import type { Ledger } from './ledger.js';
 import { auditOf, completeness, createSourceRecord, enterNote, type SourceRecord } from './source-book.js';
-import { keyOf, matches, parseEventFilter, parseUsageQuery } from './usage-query.js';
+import { matches, parseEventFilter, parseUsageQuery } from './usage-query.js';
 import { UsageTotals } from './usage-totals.js';
 
 /**
@@ -47,30 +48,15 @@ export function memoryLedger({ name = 'ledger' }: { name?: string } = {}): Ledge
       for (const note of notes) enterNote(recordOf(note.source), note);
     },
     async usage(query) {
-      const { fromMs, toMs, keys, quantities, intervalStart, filter } = parseUsageQuery(query);
+      const parsed = parseUsageQuery(query);
       const totals = new UsageTotals();
       for (const event of events.values()) {
         const at = Date.parse(event.time);
-        if (at < fromMs || at >= toMs) continue;
+        if (at < parsed.fromMs || at >= parsed.toMs) continue;
         // A correction has no attribution of its own: it waits for the event that it corrects.
-        const attributed = event.corrects === undefined ? event : originals.get(event.corrects);
-        if (attributed === undefined || !matches(attributed, filter)) continue;
-        const key: Record<string, string> = {};
-        for (const name of keys) {
-          const value = keyOf(attributed, name);
-          if (value !== undefined) key[name] = value;
-        }
-        totals.add({
-          key,
-          ...(intervalStart === undefined ? {} : { fromMs: intervalStart(at) }),
-          billable: attributed.billable,
-          events: event.corrects === undefined ? 1 : 0,
-          quantities: Object.entries(event.quantities)
-            .filter(([quantity]) => quantities?.has(quantity) ?? true)
-            .map(([quantity, { value }]) => [quantity, BigInt(value)] as const),
-        });
+        addEvent(totals, parsed, event, event.corrects === undefined ? event : originals.get(event.corrects));
       }
-      return { rows: totals.rows(), ...completeness(sources.values(), toMs) };
+      return { rows: totals.rows(), ...completeness(sources.values(), parsed.toMs) };
     },
     async audit() {
       return [...sources.values()].map(auditOf).sort((a, b) => (a.source < b.source ? -1 : 1));
