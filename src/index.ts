@@ -43,6 +43,24 @@ export type { KeyRingOptions, KeyRingSource } from './keys/key-ring-options.js';
 export { type KeyRecord, type KeyState, type KeyStore, memoryKeyStore, type StoredKeyRing } from './keys/key-store.js';
 export type { RefreshSettings } from './keys/refreshed-keys.js';
 export type { ExternalKey, Signer, SigningAlgorithm } from './keys/signing-key.js';
+export type { FinishedEvent } from './meter/admission.js';
+export type { LogStats } from './meter/event-log.js';
+export { jsonlSink } from './meter/jsonl-sink.js';
+export type { Measured } from './meter/measure-bytes.js';
+export { type MemorySink, memorySink, type SinkOptions } from './meter/memory-sink.js';
+export { type MeterOptions, meter, type Quantities } from './meter/meter.js';
+export {
+  type CloseOptions,
+  createPipeline,
+  type Pipeline,
+  type PipelineOptions,
+  type PipelineStats,
+} from './meter/pipeline.js';
+export { type ClosablePart, type ShutdownOptions, shutdown } from './meter/shutdown.js';
+export type { Sink, SinkLimits, SourceNote, Verdict } from './meter/sink.js';
+export type { SinkStats } from './meter/sink-worker.js';
+export type { StatedQuantities, UsageDraft } from './meter/usage-draft.js';
+export type { UsageEvent } from './meter/usage-event.js';
 export { identitiesOf, identityOf } from './request/identity-of.js';
 export type { AnswerSettings, Attribution, Outcome } from './request/request-state.js';
 export { type Usage, usageOf } from './request/usage-of.js';

@@ -25,7 +25,8 @@ export interface UsageEvent {
   readonly clientId?: string;
   readonly tokenId?: string;
   readonly plan?: string;
-  readonly resource?: Resource;
+  /** An edge may state only one of the two. */
+  readonly resource?: Partial<Resource>;
   /** The edge's headers, verbatim. */
   readonly claims?: Readonly<Record<string, unknown>>;
   /** The caller's request id: recorded, never the id. */

@@ -7,14 +7,22 @@ export interface Quantity {
   basis: Basis;
 }
 
+/** What `meter()` knows about the request, for the usage handle. */
+export interface UsageAdmission {
+  /** The usage event's id. */
+  readonly id: string;
+  /** Makes what was used so far durable. */
+  checkpoint(): void;
+  /** Something was reported after the end: it is ignored and counted. */
+  late(): void;
+}
+
 /** What was used for one request so far. Plain data on the request's state. */
 export interface UsageRecord {
   quantities: Record<string, Quantity> | undefined;
   dimensions: Record<string, string | number | boolean> | undefined;
   /** Set at admission. */
-  eventId: string | undefined;
-  /** Makes what was used so far durable; set by a pipeline with a spool. */
-  checkpoint: ((usage: UsageRecord) => void) | undefined;
+  admission: UsageAdmission | undefined;
   /** The response is over: what comes now is ignored and counted. */
   closed: boolean;
 }
