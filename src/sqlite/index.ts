@@ -1,1 +1,3 @@
-export {};
+export { type SqliteLedger, type SqliteLedgerOptions, sqliteLedger } from './ledger.js';
+export { type SqliteRevocationStore, sqliteRevocationStore } from './revocation-store.js';
+export type { SqliteDatabase, SqliteStatement } from './sqlite-database.js';

@@ -33,6 +33,11 @@ export class SequenceRanges {
     runs.splice(low, count, [first, end]);
   }
 
+  /** Whether the number is in the set. */
+  has(number: number): boolean {
+    return this.#runs.some(([from, to]) => from <= number && number <= to);
+  }
+
   /** The runs, in order. */
   runs(): readonly SequenceRange[] {
     return this.#runs;

@@ -1,0 +1,367 @@
+import type { SourceNote, Verdict } from '../meter/sink.js';
+import type { UsageEvent } from '../meter/usage-event.js';
+import { addEvent, addRollup } from '../usage/event-totals.js';
+import type { Ledger } from '../usage/ledger.js';
+import { ROLLUP_COLUMNS, ROLLUP_KEYS, RollupChanges, rollupKeyOf } from '../usage/rollup.js';
+import { findDifferences } from '../usage/rollup-differences.js';
+import { auditOf, completeness, createSourceRecord, enterNote, type SourceRecord } from '../usage/source-book.js';
+import { planUsage, type Stretch } from '../usage/usage-plan.js';
+import { matches, type ParsedQuery, parseEventFilter, parseUsageQuery } from '../usage/usage-query.js';
+import { UsageTotals } from '../usage/usage-totals.js';
+import { LEDGER_STEPS } from './ledger-schema.js';
+import { assertMigrated, migrate } from './migrations.js';
+import { inTransaction, isSqliteDatabase, type SqliteDatabase, type SqliteStatement } from './sqlite-database.js';
+
+/** Rows that are read at once while events are streamed. */
+const PAGE = 500;
+/** Cached ids of roll-up keys; beyond, the cache begins anew. */
+const MAX_CACHED_KEYS = 50_000;
+
+export interface SqliteLedgerOptions {
+  /** The sink's name. Default `ledger`. */
+  readonly name?: string;
+}
+
+/** A ledger in SQLite, which can also forget the events that are too old to be asked for. */
+export interface SqliteLedger extends Ledger {
+  /**
+   * Deletes the events before `before`; roll-ups and audit keep them. What is asked by subject, resource, plan or dimension
+   * is then known only from `before` on, and so are corrections of older events.
+   *
+   * @returns how many events were deleted.
+   */
+  prune(before: Date): Promise<number>;
+}
+
+/**
+ * The embedded ledger: takes `DatabaseSync` of `node:sqlite`, better-sqlite3 or libsql. Call `migrate()` once before use.
+ * Totals by tenant, client, authId, issuer and type come from roll-ups; by subject, resource, plan or dimension from the
+ * events themselves, which takes time in proportion to their number.
+ *
+ * The database belongs to the app and is not closed. For durable sums use WAL mode and `synchronous = FULL`.
+ *
+ * @throws TypeError when `db` is no database.
+ */
+export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = {}): SqliteLedger {
+  if (!isSqliteDatabase(db)) throw new TypeError('sqliteLedger: a database with prepare() and exec() is needed');
+  const { name = 'ledger' } = options;
+  const statements = new Map<string, SqliteStatement>();
+  const keyIds = new Map<string, number>();
+
+  function sql(text: string): SqliteStatement {
+    let statement = statements.get(text);
+    if (statement === undefined) {
+      statement = db.prepare(text);
+      statements.set(text, statement);
+    }
+    return statement;
+  }
+
+  function keyIdOf(event: UsageEvent): number {
+    const { values, billable } = rollupKeyOf(event);
+    const cacheKey = JSON.stringify([...values, billable]);
+    const cached = keyIds.get(cacheKey);
+    if (cached !== undefined) return cached;
+    const columns = [...ROLLUP_COLUMNS, 'billable'];
+    const row = [...values, billable ? 1 : 0];
+    sql(
+      `INSERT INTO tollkeeper_usage_keys (${columns.join(', ')}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+    ).run(...row);
+    const found = sql(
+      `SELECT key_id FROM tollkeeper_usage_keys WHERE ${columns.map((column) => `${column} = ?`).join(' AND ')}`,
+    ).get(...row) as { key_id: number };
+    if (keyIds.size >= MAX_CACHED_KEYS) keyIds.clear();
+    keyIds.set(cacheKey, found.key_id);
+    return found.key_id;
+  }
+
+  /** Enters one event; whether it was new. */
+  function enter(event: UsageEvent, changes: RollupChanges<number>, prunedMs: number, arrivals: Arrivals): boolean {
+    const at = Date.parse(event.time);
+    // Its row may have been deleted: then the sequence number tells that it was here.
+    if (at < prunedMs && arrivals.had(event)) return false;
+    const keyId = event.corrects === undefined ? keyIdOf(event) : originalKeyOf(event.corrects);
+    const { changes: inserted } = sql(
+      `INSERT INTO tollkeeper_events (id, source, time_ms, seq, key_id, corrects, request_id, json)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+    ).run(
+      event.id,
+      event.source,
+      at,
+      event.seq,
+      keyId ?? null,
+      event.corrects ?? null,
+      event.requestId ?? null,
+      JSON.stringify(event),
+    );
+    if (Number(inserted) === 0) return false;
+    if (keyId !== undefined) changes.add(keyId, at, event, event.corrects === undefined);
+    if (event.corrects === undefined && keyId !== undefined) bookWaiting(event.id, keyId, changes);
+    return true;
+  }
+
+  function originalKeyOf(id: string): number | undefined {
+    const row = sql('SELECT key_id FROM tollkeeper_events WHERE id = ? AND corrects IS NULL').get(id);
+    return row == null ? undefined : (row as { key_id: number }).key_id;
+  }
+
+  /** Books the corrections that came before the event that they correct. */
+  function bookWaiting(id: string, keyId: number, changes: RollupChanges<number>): void {
+    const waiting = sql(
+      'SELECT rowid AS row, time_ms, json FROM tollkeeper_events WHERE corrects = ? AND key_id IS NULL',
+    ).all(id) as { row: number; time_ms: number; json: string }[];
+    for (const { row, time_ms, json } of waiting) {
+      changes.add(keyId, time_ms, JSON.parse(json) as UsageEvent, false);
+      sql('UPDATE tollkeeper_events SET key_id = ? WHERE rowid = ?').run(keyId, row);
+    }
+  }
+
+  function bookRollups(changes: RollupChanges<number>): void {
+    const upsert = sql(
+      `INSERT INTO tollkeeper_rollups (tier, bucket, key_id, quantity, high, low) VALUES (?, ?, ?, ?, ?, ?)
+       ON CONFLICT DO UPDATE SET high = high + excluded.high, low = low + excluded.low`,
+    );
+    for (const { tier, bucket, key, quantity, high, low } of changes.sorted()) {
+      upsert.run(tier, bucket, key, quantity, high, low);
+    }
+  }
+
+  function loadSource(source: string): SourceRecord {
+    const record = createSourceRecord(source);
+    const row = sql('SELECT last, count, closed, through_ms FROM tollkeeper_sources WHERE source = ?').get(source);
+    if (row != null) {
+      const { last, count, closed, through_ms } = row as Record<string, number | null>;
+      record.last = Number(last);
+      record.count = Number(count);
+      record.closed = closed === 1;
+      record.throughMs = through_ms ?? undefined;
+    }
+    const runs = sql('SELECT excused, from_seq, to_seq FROM tollkeeper_source_runs WHERE source = ?').all(source);
+    for (const { excused, from_seq, to_seq } of runs as Record<string, number>[]) {
+      (excused === 1 ? record.excused : record.arrived).add(from_seq as number, to_seq as number);
+    }
+    return record;
+  }
+
+  function loadSources(): SourceRecord[] {
+    const rows = sql('SELECT source FROM tollkeeper_sources ORDER BY source').all() as { source: string }[];
+    return rows.map(({ source }) => loadSource(source));
+  }
+
+  function saveSource({ source, last, count, closed, throughMs, arrived, excused }: SourceRecord): void {
+    sql(
+      `INSERT INTO tollkeeper_sources (source, last, count, closed, through_ms) VALUES (?, ?, ?, ?, ?)
+       ON CONFLICT DO UPDATE SET last = excluded.last, count = excluded.count, closed = excluded.closed,
+         through_ms = excluded.through_ms`,
+    ).run(source, last, count, closed ? 1 : 0, throughMs ?? null);
+    sql('DELETE FROM tollkeeper_source_runs WHERE source = ?').run(source);
+    const insert = sql('INSERT INTO tollkeeper_source_runs (source, excused, from_seq, to_seq) VALUES (?, ?, ?, ?)');
+    for (const [from, to] of arrived.runs()) insert.run(source, 0, from, to);
+    for (const [from, to] of excused.runs()) insert.run(source, 1, from, to);
+  }
+
+  function prunedMs(): number {
+    const row = sql("SELECT value FROM tollkeeper_ledger_state WHERE name = 'pruned_ms'").get();
+    return row == null ? Number.NEGATIVE_INFINITY : Number((row as { value: number }).value);
+  }
+
+  function addRollups(totals: UsageTotals, query: ParsedQuery, tier: number, { fromMs, toMs }: Stretch): void {
+    const wanted = ROLLUP_KEYS.map((key, index) => ({ key, column: ROLLUP_COLUMNS[index] as string }));
+    const grouped = wanted.filter(({ key }) => query.keys.includes(key));
+    const filters = wanted.filter(({ key }) => query.filter[key] !== undefined);
+    const bucket = query.intervalStart === undefined ? [] : ['bucket'];
+    const columns = [...bucket, ...grouped.map(({ column }) => column), 'billable', 'quantity'];
+    const rows = sql(
+      `SELECT ${columns.join(', ')}, CAST(SUM(high) AS TEXT) AS high, CAST(SUM(low) AS TEXT) AS low
+       FROM (SELECT ${[...bucket, 'key_id', 'quantity'].join(', ')}, SUM(high) AS high, SUM(low) AS low
+             FROM tollkeeper_rollups WHERE tier = ? AND bucket >= ? AND bucket < ?
+             GROUP BY ${[...bucket, 'key_id', 'quantity'].join(', ')})
+       JOIN tollkeeper_usage_keys USING (key_id)
+       ${filters.length === 0 ? '' : `WHERE ${filters.map(({ column }) => `${column} = ?`).join(' AND ')}`}
+       GROUP BY ${columns.join(', ')}`,
+    ).all(tier, fromMs, toMs, ...filters.map(({ key }) => query.filter[key])) as Record<string, never>[];
+    for (const row of rows) {
+      addRollup(totals, query, {
+        bucket: row.bucket,
+        values: Object.fromEntries(grouped.map(({ key, column }) => [key, row[column] as unknown as string])),
+        billable: Number(row.billable) === 1,
+        quantity: row.quantity as unknown as string,
+        high: row.high as unknown as string,
+        low: row.low as unknown as string,
+      });
+    }
+  }
+
+  /** The events of a stretch, by time, each with the event whose attribution counts. */
+  function* stream({ fromMs, toMs }: Stretch): Generator<{ event: UsageEvent; attributed: UsageEvent | undefined }> {
+    // No source has an empty name: everything from the first instant on comes after this.
+    let after: readonly [number, string, number] = [Math.max(fromMs, -8.64e15), '', 0];
+    const until = Math.min(toMs, 8.64e15);
+    for (;;) {
+      const rows = sql(
+        `SELECT time_ms, source, seq, json, corrects,
+           (SELECT json FROM tollkeeper_events AS o WHERE o.id = e.corrects AND o.corrects IS NULL) AS original
+         FROM tollkeeper_events AS e
+         WHERE (time_ms, source, seq) > (?, ?, ?) AND time_ms < ? ORDER BY time_ms, source, seq LIMIT ${PAGE}`,
+      ).all(...after, until) as {
+        time_ms: number;
+        source: string;
+        seq: number;
+        json: string;
+        corrects: string | null;
+        original: string | null;
+      }[];
+      for (const { json, corrects, original } of rows) {
+        const event = JSON.parse(json) as UsageEvent;
+        const attributed =
+          corrects === null ? event : original === null ? undefined : (JSON.parse(original) as UsageEvent);
+        yield { event, attributed };
+      }
+      const last = rows[rows.length - 1];
+      if (last === undefined || rows.length < PAGE) return;
+      after = [last.time_ms, last.source, last.seq];
+    }
+  }
+
+  return {
+    name,
+    limits: { maxEvents: 2_000, maxBytes: 4 * 1024 * 1024 },
+    async ready() {
+      assertMigrated(db, 'ledger', LEDGER_STEPS);
+    },
+    async migrate() {
+      migrate(db, 'ledger', LEDGER_STEPS);
+    },
+    async close() {
+      statements.clear();
+    },
+    async write(events): Promise<readonly Verdict[]> {
+      const arrivals = new Arrivals(loadSource);
+      try {
+        inTransaction(db, () => {
+          const changes = new RollupChanges<number>();
+          const pruned = prunedMs();
+          for (const event of events) {
+            if (isBookable(event) && enter(event, changes, pruned, arrivals)) arrivals.note(event);
+          }
+          bookRollups(changes);
+          for (const record of arrivals.changed()) saveSource(record);
+        });
+      } catch (error) {
+        // Ids of keys that the transaction made are gone with it.
+        keyIds.clear();
+        throw error;
+      }
+      return events.map((event) =>
+        isBookable(event) ? { outcome: 'delivered' } : { outcome: 'reject', reason: 'the time is no RFC 3339 instant' },
+      );
+    },
+    async sourceNotes(notes: readonly SourceNote[]) {
+      inTransaction(db, () => {
+        for (const note of notes) {
+          const record = loadSource(note.source);
+          enterNote(record, note);
+          saveSource(record);
+        }
+      });
+    },
+    async usage(given) {
+      const query = parseUsageQuery(given);
+      const totals = new UsageTotals();
+      const plan = planUsage(query);
+      // One snapshot for the report, though another process writes meanwhile.
+      db.exec('BEGIN');
+      try {
+        for (const stretch of plan.days) addRollups(totals, query, 86_400_000, stretch);
+        for (const stretch of plan.quarters) addRollups(totals, query, 900_000, stretch);
+        for (const stretch of plan.events) {
+          for (const { event, attributed } of stream(stretch)) addEvent(totals, query, event, attributed);
+        }
+        return { rows: totals.rows(), ...completeness(loadSources(), query.toMs) };
+      } finally {
+        db.exec('COMMIT');
+      }
+    },
+    async audit() {
+      return loadSources().map(auditOf);
+    },
+    async *events(given) {
+      const { fromMs, toMs, ...filter } = parseEventFilter(given);
+      for (const { event } of stream({ fromMs, toMs })) if (matches(event, filter)) yield event;
+    },
+    async verify() {
+      const since = prunedMs();
+      const recorded = sql(
+        `SELECT tier, bucket, ${ROLLUP_COLUMNS.join(', ')}, billable, quantity, CAST(high AS TEXT) AS high, CAST(low AS TEXT) AS low
+         FROM tollkeeper_rollups JOIN tollkeeper_usage_keys USING (key_id) ORDER BY tier, bucket`,
+      ).all() as Record<string, string | number>[];
+      return findDifferences(
+        recorded.map((row) => ({
+          tier: Number(row.tier),
+          bucket: Number(row.bucket),
+          key: {
+            values: ROLLUP_COLUMNS.map((column) => String(row[column])),
+            billable: Number(row.billable) === 1,
+          },
+          quantity: String(row.quantity),
+          high: String(row.high),
+          low: String(row.low),
+        })),
+        stream({ fromMs: Number.NEGATIVE_INFINITY, toMs: Number.POSITIVE_INFINITY }),
+        since,
+      );
+    },
+    async prune(before) {
+      const beforeMs = before.getTime();
+      if (Number.isNaN(beforeMs)) throw new TypeError('prune: before must be a valid Date');
+      return inTransaction(db, () => {
+        sql(
+          `INSERT INTO tollkeeper_ledger_state (name, value) VALUES ('pruned_ms', ?)
+           ON CONFLICT DO UPDATE SET value = MAX(value, excluded.value)`,
+        ).run(beforeMs);
+        return Number(sql('DELETE FROM tollkeeper_events WHERE time_ms < ?').run(beforeMs).changes);
+      });
+    },
+  };
+}
+
+/** An event whose time cannot be read belongs to no quarter of an hour: nothing can be booked for it. */
+function isBookable(event: UsageEvent): boolean {
+  return !Number.isNaN(Date.parse(event.time));
+}
+
+/** The sources of one batch, each loaded once. */
+class Arrivals {
+  readonly #load: (source: string) => SourceRecord;
+  readonly #records = new Map<string, SourceRecord>();
+  readonly #changed = new Set<SourceRecord>();
+
+  constructor(load: (source: string) => SourceRecord) {
+    this.#load = load;
+  }
+
+  had({ source, seq }: UsageEvent): boolean {
+    return this.#of(source).arrived.has(seq);
+  }
+
+  note({ source, seq }: UsageEvent): void {
+    const record = this.#of(source);
+    record.arrived.add(seq);
+    record.count += 1;
+    record.last = Math.max(record.last, seq);
+    this.#changed.add(record);
+  }
+
+  changed(): Iterable<SourceRecord> {
+    return this.#changed;
+  }
+
+  #of(source: string): SourceRecord {
+    let record = this.#records.get(source);
+    if (record === undefined) {
+      record = this.#load(source);
+      this.#records.set(source, record);
+    }
+    return record;
+  }
+}
