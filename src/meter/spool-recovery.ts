@@ -1,8 +1,8 @@
 import { type FileHandle, mkdir, open, readFile, rename, writeFile } from 'node:fs/promises';
-import { basename, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import type { EventCodec } from './event-log.js';
 import { SpoolCursors } from './spool-cursors.js';
-import { DIRECTORY_MODE, FILE_MODE, syncDirectory, writeAll } from './spool-files.js';
+import { codeOf, DIRECTORY_MODE, FILE_MODE, syncDirectory, writeAll } from './spool-files.js';
 import {
   decodeHeader,
   encodeHeader,
@@ -64,7 +64,6 @@ export async function recoverSource(
     closed: false,
   });
   const recovered: Recovered = { source, orphans: new Map(), lastNumber: 0, lastOrdinal };
-  await mkdir(quarantine, { recursive: true, mode: DIRECTORY_MODE });
   const headers = new Map<number, SegmentHeader | undefined>();
   for (const ordinal of ordinals) headers.set(ordinal, await readHeader(newSegment(directory, ordinal, 0).path));
   for (const [index, ordinal] of ordinals.entries()) {
@@ -74,9 +73,11 @@ export async function recoverSource(
     try {
       await readSegment(segment, headers.get(ordinal), next, join(quarantine, name), recovered, context);
       source.segments.push(segment);
-    } catch {
-      // It cannot be read at all: out of the way, and on with the rest.
+    } catch (error) {
+      if (!isUnreadable(error)) throw error;
+      // Out of the way, and on with the rest.
       context.damaged();
+      await mkdir(quarantine, { recursive: true, mode: DIRECTORY_MODE }).catch(() => undefined);
       await rename(segment.path, join(quarantine, name)).catch(() => undefined);
     }
   }
@@ -140,9 +141,15 @@ async function readHeader(path: string): Promise<SegmentHeader | undefined> {
     } finally {
       await file.close();
     }
-  } catch {
+  } catch (error) {
+    if (!isUnreadable(error)) throw error;
     return undefined;
   }
+}
+
+/** The file is at fault, and will be the next time; anything else (too many open files) passes. */
+function isUnreadable(error: unknown): boolean {
+  return ['EIO', 'EISDIR', 'EACCES', 'EPERM', 'ENXIO', 'EBADMSG', 'EUCLEAN'].includes(codeOf(error));
 }
 
 function readRecord(
@@ -259,6 +266,10 @@ async function readSource(directory: string, fallback: string): Promise<string> 
 async function copyBytes(file: FileHandle, from: number, to: number, path: string): Promise<void> {
   const bytes = Buffer.alloc(Math.min(to - from, CHUNK_BYTES));
   const { bytesRead } = await file.read(bytes, 0, bytes.length, from);
-  // On a full disk the copy is missing: the events behind the damage matter more.
-  await writeFile(path, bytes.subarray(0, bytesRead), { mode: FILE_MODE }).catch(() => undefined);
+  try {
+    await mkdir(dirname(path), { recursive: true, mode: DIRECTORY_MODE });
+    await writeFile(path, bytes.subarray(0, bytesRead), { mode: FILE_MODE });
+  } catch {
+    // On a full disk the copy is missing: the events behind the damage matter more.
+  }
 }

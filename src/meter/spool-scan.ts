@@ -30,6 +30,7 @@ export async function scanRecords(
   to: number,
   visitor: ScanVisitor,
   windowBytes = WINDOW_BYTES,
+  readBytes = windowBytes,
 ): Promise<ScanEnd> {
   const bytes = Buffer.allocUnsafe(windowBytes);
   let base = from;
@@ -45,7 +46,7 @@ export async function scanRecords(
       base += at;
       filled -= at;
       at = 0;
-      const want = Math.min(windowBytes - filled, limit - base - filled);
+      const want = Math.min(readBytes, windowBytes - filled, limit - base - filled);
       const { bytesRead } = await file.read(bytes, filled, want, base + filled);
       if (bytesRead === 0) limit = base + filled;
       filled += bytesRead;

@@ -1,12 +1,17 @@
 import { open, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { StoredEvent } from './event-log.js';
-import { HEADER_BYTES, RecordType, readKeys } from './spool-record.js';
-import { scanRecords } from './spool-scan.js';
+import { HEADER_BYTES, RECORD_HEAD_BYTES, RecordType, readKeys } from './spool-record.js';
+import { type ScanVisitor, scanRecords } from './spool-scan.js';
 
 const NAME = /^seg-([0-9a-f]{16})\.log$/;
 /** One entry of a segment's index for so many bytes. */
 const INDEX_EVERY_BYTES = 64 * 1024;
+/** Readers that are remembered: a few for each sink. */
+const MAX_RESUME = 32;
+/** Batches are small: a window that holds the largest record, filled by less than that. */
+const READ_BYTES = 64 * 1024;
+const WINDOW_BYTES = 2 * READ_BYTES;
 
 /** One file of a log, as far as it is known. */
 export interface Segment {
@@ -24,6 +29,8 @@ export interface Segment {
   /** Sparse, ascending: at `offsets[i]` or behind it stand the events from `seqs[i]` on. */
   readonly seqs: number[];
   readonly offsets: number[];
+  /** Where a reader goes on after a sequence number: the last few that stopped in the middle. */
+  readonly resume: Map<number, number>;
   /** Offsets of damage that has been counted. */
   readonly damaged: Set<number>;
 }
@@ -39,6 +46,7 @@ export function newSegment(directory: string, ordinal: number, lastSeq: number):
     bytes: HEADER_BYTES,
     seqs: [],
     offsets: [],
+    resume: new Map(),
     damaged: new Set(),
   };
 }
@@ -76,23 +84,32 @@ export async function readEvents(
 ): Promise<void> {
   const file = await open(segment.path, 'r');
   let bytes = events.reduce((sum, event) => sum + event.json.length, 0);
+  let behind = 0;
+  const visitor: ScanVisitor = {
+    record(view, buffer, offset) {
+      if (view.type !== RecordType.final) return true;
+      const seq = readKeys(buffer, view)?.seq ?? 0;
+      if (seq <= afterSeq) return true;
+      const size = view.end - view.start;
+      if (events.length >= limits.maxEvents || (events.length > 0 && bytes + size > limits.maxBytes)) return false;
+      events.push({ seq, json: buffer.toString('utf8', view.start, view.end) });
+      bytes += size;
+      behind = offset + RECORD_HEAD_BYTES + size;
+      return true;
+    },
+    damage: onDamage,
+  };
+  const from = segment.resume.get(afterSeq) ?? startFor(segment, afterSeq);
   try {
-    await scanRecords(file, startFor(segment, afterSeq), segment.end, {
-      record(view, buffer) {
-        if (view.type !== RecordType.final) return true;
-        const seq = readKeys(buffer, view)?.seq ?? 0;
-        if (seq <= afterSeq) return true;
-        const size = view.end - view.start;
-        if (events.length > 0 && bytes + size > limits.maxBytes) return false;
-        events.push({ seq, json: buffer.toString('utf8', view.start, view.end) });
-        bytes += size;
-        return events.length < limits.maxEvents;
-      },
-      damage: onDamage,
-    });
+    await scanRecords(file, from, segment.end, visitor, WINDOW_BYTES, READ_BYTES);
   } finally {
     await file.close();
   }
+  const last = events.at(-1);
+  if (last === undefined) return;
+  segment.resume.set(last.seq, behind);
+  const [oldest] = segment.resume.keys();
+  if (segment.resume.size > MAX_RESUME && oldest !== undefined) segment.resume.delete(oldest);
 }
 
 /** The last indexed offset before which no event after `afterSeq` stands. */

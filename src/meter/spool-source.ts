@@ -87,6 +87,13 @@ export class SpoolSource implements SourceLog {
     this.#context.advanced();
   }
 
+  /** Forgets a sink's cursor; one that is configured begins again at the oldest event that is kept. */
+  async forget(sink: string): Promise<void> {
+    this.#finished.delete(sink);
+    await this.cursors.forget(sink);
+    this.attach();
+  }
+
   /** Billing sinks of its cursors that are configured no more and are not done. */
   absent(): string[] {
     const { billing, observational } = this.#context;
@@ -115,6 +122,7 @@ export class SpoolSource implements SourceLog {
 
   /** Deletes the oldest segments: the cursors are durable before. */
   async delete(segments: readonly Segment[]): Promise<void> {
+    if (segments.length === 0) return;
     await this.cursors.save();
     for (const segment of segments) {
       if (this.segments[0] !== segment) return;
@@ -122,7 +130,7 @@ export class SpoolSource implements SourceLog {
       await unlink(segment.path);
       this.segments.shift();
     }
-    if (segments.length > 0) await syncDirectory(this.directory);
+    await syncDirectory(this.directory);
   }
 
   /** Deletes all of it, oldest first: what a crash leaves over still ends with the closing marker, or with nothing. */

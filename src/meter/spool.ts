@@ -1,6 +1,6 @@
 import { channel } from 'node:diagnostics_channel';
 import { rm } from 'node:fs/promises';
-import { basename, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import type { OptionsParser } from '../errors/options-parser.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { type Random, systemRandom } from '../runtime/random.js';
@@ -101,6 +101,8 @@ class Spool<R> implements EventLog<R> {
   #starting: Promise<void> | undefined;
   #registered = false;
   #started = false;
+  #sealed = false;
+  #closed = false;
   #sealing: Promise<void> | undefined;
   #closing: Promise<void> | undefined;
   #background: Promise<void> = Promise.resolve();
@@ -148,12 +150,13 @@ class Spool<R> implements EventLog<R> {
   /** Opens the spool; called again after a failure, it tries again. Dead instances are adopted in the background. */
   async ready(signal?: AbortSignal): Promise<void> {
     signal?.throwIfAborted();
-    if (this.#closing !== undefined) throw new Error('spool: it is closed');
+    if (this.#closed) throw new Error('spool: it is closed');
     this.#starting ??= this.#start().catch((error) => {
       this.#starting = undefined;
       throw new Error(`spool: its directory cannot be used (${codeOf(error)})`, { cause: error });
     });
-    await this.#starting;
+    await (signal === undefined ? this.#starting : Promise.race([this.#starting, aborted(signal)]));
+    signal?.throwIfAborted();
   }
 
   intent(record: R): Promise<void> {
@@ -173,13 +176,17 @@ class Spool<R> implements EventLog<R> {
   }
 
   checkpoint(record: R): void {
-    if (this.#sealing !== undefined) return;
-    this.#queue.checkpoint(record);
+    if (this.#sealed) return;
+    try {
+      this.#queue.checkpoint(record);
+    } catch {
+      // The final event comes all the same.
+    }
     this.#writer.schedule();
   }
 
   final(record: R): void {
-    if (this.#sealing !== undefined) {
+    if (this.#sealed) {
       this.#late++;
       return;
     }
@@ -192,11 +199,13 @@ class Spool<R> implements EventLog<R> {
   }
 
   seal(): Promise<void> {
+    this.#sealed = true;
     this.#sealing ??= this.#seal();
     return this.#sealing;
   }
 
   close(signal?: AbortSignal): Promise<void> {
+    this.#closed = true;
     this.#closing ??= this.#close(signal ?? timeout(CLOSE_MS));
     return this.#closing;
   }
@@ -215,7 +224,7 @@ class Spool<R> implements EventLog<R> {
   }
 
   async forget(sink: string): Promise<void> {
-    for (const { cursors } of this.#sources()) await cursors.forget(sink);
+    for (const source of this.#sources()) await source.forget(sink);
     this.#reclaimSoon();
     this.#changed();
   }
@@ -246,29 +255,38 @@ class Spool<R> implements EventLog<R> {
     ];
     this.#inBackground(() => this.#adopt());
     this.#evaluate();
+    if (this.#queue.length > 0) this.#writer.schedule();
   }
 
-  /** One thing at a time, and none of them may fail the process: it is tried again with the next timer. */
-  #inBackground(work: () => Promise<void>): Promise<void> {
-    this.#background = this.#background.then(work).catch((error) => {
-      if (alerts.hasSubscribers) alerts.publish({ type: 'spool_error', reason: codeOf(error) });
-    });
-    return this.#background;
+  /** One thing at a time. */
+  #inBackground(work: () => Promise<void>): void {
+    this.#background = this.#background.then(() => this.#attempt(work));
   }
 
   async #adopt(): Promise<void> {
-    if (this.#closing !== undefined) return;
+    if (this.#closed) return;
     for (const name of await this.#instances.dead()) this.#claimed.push(...(await this.#instances.claim(name)));
-    while (this.#claimed.length > 0 && this.#closing === undefined) {
-      await this.#recover(this.#claimed[0] as string);
-      this.#claimed.shift();
+    for (const directory of this.#claimed.splice(0)) {
+      if (this.#closed) return;
+      await this.#attempt(
+        () => this.#recover(directory),
+        () => this.#claimed.push(directory),
+      );
     }
     for (const recovered of this.#adopted) {
-      if (recovered.source.closed) continue;
-      this.#recovered += await finishSource(recovered, this.#codec, this.#context);
-      this.#changed();
+      if (!recovered.source.closed) await this.#attempt(() => this.#complete(recovered));
     }
     await this.#reclaim();
+  }
+
+  /** What fails is tried again with the next timer, and holds up nothing else. */
+  async #attempt(work: () => Promise<void>, failed?: () => void): Promise<void> {
+    try {
+      await work();
+    } catch (error) {
+      failed?.();
+      if (alerts.hasSubscribers) alerts.publish({ type: 'spool_error', reason: codeOf(error) });
+    }
   }
 
   async #recover(directory: string): Promise<void> {
@@ -283,10 +301,16 @@ class Spool<R> implements EventLog<R> {
     this.#changed();
   }
 
+  /** Goes on where the dead instance stopped; on a full disk it waits for space. */
+  async #complete(recovered: Recovered): Promise<void> {
+    this.#recovered += await finishSource(recovered, this.#codec, this.#context);
+    this.#changed();
+  }
+
   #reclaimSoon(): void {
-    if (this.#reclaimQueued || this.#closing !== undefined) return;
+    if (this.#reclaimQueued || this.#closed) return;
     this.#reclaimQueued = true;
-    void this.#inBackground(async () => {
+    this.#inBackground(async () => {
       this.#reclaimQueued = false;
       await this.#reclaim();
     });
@@ -302,16 +326,12 @@ class Spool<R> implements EventLog<R> {
         await source.remove();
         this.#adopted.splice(this.#adopted.indexOf(recovered), 1);
         this.#changed();
-      } else await this.#delete(source, source.deletable(pressure()));
+      } else await source.delete(source.deletable(pressure()));
     }
     const candidates = this.#own.deletable(pressure());
-    const pinned = this.#carryOpenIntents(candidates);
-    await this.#delete(this.#own, candidates.slice(0, pinned));
+    const free = this.#carryOpenIntents(candidates);
+    await this.#own.delete(candidates.slice(0, free));
     this.#evaluate();
-  }
-
-  async #delete(source: SpoolSource, segments: readonly Segment[]): Promise<void> {
-    if (segments.length > 0) await source.delete(segments);
   }
 
   /**
@@ -326,7 +346,7 @@ class Spool<R> implements EventLog<R> {
       const index = entry.segment === undefined ? -1 : segments.indexOf(entry.segment);
       if (index === -1) continue;
       free = Math.min(free, index);
-      if (!entry.closed && this.#sealing === undefined) this.#queue.carry(entry);
+      if (!entry.closed && !this.#sealed) this.#queue.carry(entry);
     }
     if (free < segments.length) {
       this.#writer.schedule();
@@ -362,7 +382,7 @@ class Spool<R> implements EventLog<R> {
       source.cursors.stop();
     }
     // Otherwise the next process, or a living one, adopts what is left.
-    if (this.#adopted.length > 0 || this.#claimed.length > 0 || !this.#own.done(true)) return;
+    if (this.#adopted.length > 0 || this.#claimed.length > 0 || !this.#own.done(false)) return;
     await this.#own.remove().catch(() => undefined);
   }
 
