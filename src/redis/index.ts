@@ -1,1 +1,2 @@
-export {};
+export type { IoredisClient, NodeRedisClient, NodeRedisCluster, RedisClient } from './redis-client.js';
+export { type RedisRevocationStoreOptions, redisRevocationStore } from './revocation-store.js';

@@ -2,4 +2,5 @@ export { asIdentity } from './as-identity.js';
 export type { ContractCase } from './contract-case.js';
 export { type LedgerUnderTest, ledgerContract, usageEvent } from './ledger-contract.js';
 export { type ManualClock, manualClock } from './manual-clock.js';
+export { type RevocationStoresUnderTest, revocationStoreContract } from './revocation-contract.js';
 export { type TestAlgorithm, type TestIssuer, type TestIssuerOptions, testIssuer } from './test-issuer.js';
