@@ -1,9 +1,19 @@
 import type { SourceNote, Verdict } from '../meter/sink.js';
 import type { UsageEvent } from '../meter/usage-event.js';
+import { Arrivals } from '../usage/arrivals.js';
+import { isBookable, verdictsOn } from '../usage/bookable.js';
 import { addEvent, addRollup } from '../usage/event-totals.js';
 import type { Ledger } from '../usage/ledger.js';
-import { ROLLUP_COLUMNS, ROLLUP_KEYS, RollupChanges, rollupKeyOf } from '../usage/rollup.js';
-import { findDifferences } from '../usage/rollup-differences.js';
+import {
+  DAY_MS,
+  joinAmount,
+  QUARTER_MS,
+  ROLLUP_COLUMNS,
+  ROLLUP_KEYS,
+  RollupChanges,
+  rollupKeyOf,
+} from '../usage/rollup.js';
+import { RollupDifferences } from '../usage/rollup-differences.js';
 import { auditOf, completeness, createSourceRecord, enterNote, type SourceRecord } from '../usage/source-book.js';
 import { planUsage, type Stretch } from '../usage/usage-plan.js';
 import { matches, type ParsedQuery, parseEventFilter, parseUsageQuery } from '../usage/usage-query.js';
@@ -16,6 +26,7 @@ import { inTransaction, isSqliteDatabase, type SqliteDatabase, type SqliteStatem
 const PAGE = 500;
 /** Cached ids of roll-up keys; beyond, the cache begins anew. */
 const MAX_CACHED_KEYS = 50_000;
+const ALWAYS: Stretch = { fromMs: Number.NEGATIVE_INFINITY, toMs: Number.POSITIVE_INFINITY };
 
 export interface SqliteLedgerOptions {
   /** The sink's name. Default `ledger`. */
@@ -186,8 +197,7 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
         values: Object.fromEntries(grouped.map(({ key, column }) => [key, row[column] as unknown as string])),
         billable: Number(row.billable) === 1,
         quantity: row.quantity as unknown as string,
-        high: row.high as unknown as string,
-        low: row.low as unknown as string,
+        amount: joinAmount(BigInt(row.high as unknown as string), BigInt(row.low as unknown as string)),
       });
     }
   }
@@ -236,9 +246,9 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
       statements.clear();
     },
     async write(events): Promise<readonly Verdict[]> {
-      const arrivals = new Arrivals(loadSource);
       try {
         inTransaction(db, () => {
+          const arrivals = new Arrivals([...new Set(events.map(({ source }) => source))].map(loadSource));
           const changes = new RollupChanges<number>();
           const pruned = prunedMs();
           for (const event of events) {
@@ -252,9 +262,7 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
         keyIds.clear();
         throw error;
       }
-      return events.map((event) =>
-        isBookable(event) ? { outcome: 'delivered' } : { outcome: 'reject', reason: 'the time is no RFC 3339 instant' },
-      );
+      return verdictsOn(events);
     },
     async sourceNotes(notes: readonly SourceNote[]) {
       inTransaction(db, () => {
@@ -272,8 +280,8 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
       // One snapshot for the report, though another process writes meanwhile.
       db.exec('BEGIN');
       try {
-        for (const stretch of plan.days) addRollups(totals, query, 86_400_000, stretch);
-        for (const stretch of plan.quarters) addRollups(totals, query, 900_000, stretch);
+        for (const stretch of plan.days) addRollups(totals, query, DAY_MS, stretch);
+        for (const stretch of plan.quarters) addRollups(totals, query, QUARTER_MS, stretch);
         for (const stretch of plan.events) {
           for (const { event, attributed } of stream(stretch)) addEvent(totals, query, event, attributed);
         }
@@ -290,25 +298,20 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
       for (const { event } of stream({ fromMs, toMs })) if (matches(event, filter)) yield event;
     },
     async verify() {
-      const since = prunedMs();
+      const differences = new RollupDifferences(prunedMs());
+      for (const { event, attributed } of stream(ALWAYS)) differences.add(event, attributed);
       const recorded = sql(
         `SELECT tier, bucket, ${ROLLUP_COLUMNS.join(', ')}, billable, quantity, CAST(high AS TEXT) AS high, CAST(low AS TEXT) AS low
          FROM tollkeeper_rollups JOIN tollkeeper_usage_keys USING (key_id) ORDER BY tier, bucket`,
       ).all() as Record<string, string | number>[];
-      return findDifferences(
+      return differences.compare(
         recorded.map((row) => ({
           tier: Number(row.tier),
           bucket: Number(row.bucket),
-          key: {
-            values: ROLLUP_COLUMNS.map((column) => String(row[column])),
-            billable: Number(row.billable) === 1,
-          },
+          key: { values: ROLLUP_COLUMNS.map((column) => String(row[column])), billable: Number(row.billable) === 1 },
           quantity: String(row.quantity),
-          high: String(row.high),
-          low: String(row.low),
+          amount: joinAmount(BigInt(row.high as string), BigInt(row.low as string)),
         })),
-        stream({ fromMs: Number.NEGATIVE_INFINITY, toMs: Number.POSITIVE_INFINITY }),
-        since,
       );
     },
     async prune(before) {
@@ -323,45 +326,4 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
       });
     },
   };
-}
-
-/** An event whose time cannot be read belongs to no quarter of an hour: nothing can be booked for it. */
-function isBookable(event: UsageEvent): boolean {
-  return !Number.isNaN(Date.parse(event.time));
-}
-
-/** The sources of one batch, each loaded once. */
-class Arrivals {
-  readonly #load: (source: string) => SourceRecord;
-  readonly #records = new Map<string, SourceRecord>();
-  readonly #changed = new Set<SourceRecord>();
-
-  constructor(load: (source: string) => SourceRecord) {
-    this.#load = load;
-  }
-
-  had({ source, seq }: UsageEvent): boolean {
-    return this.#of(source).arrived.has(seq);
-  }
-
-  note({ source, seq }: UsageEvent): void {
-    const record = this.#of(source);
-    record.arrived.add(seq);
-    record.count += 1;
-    record.last = Math.max(record.last, seq);
-    this.#changed.add(record);
-  }
-
-  changed(): Iterable<SourceRecord> {
-    return this.#changed;
-  }
-
-  #of(source: string): SourceRecord {
-    let record = this.#records.get(source);
-    if (record === undefined) {
-      record = this.#load(source);
-      this.#records.set(source, record);
-    }
-    return record;
-  }
 }

@@ -1,5 +1,5 @@
 import type { UsageEvent } from '../meter/usage-event.js';
-import { EVENT_COUNT, joinAmount, ROLLUP_KEYS } from './rollup.js';
+import { EVENT_COUNT, ROLLUP_KEYS } from './rollup.js';
 import { keyOf, matches, type ParsedQuery } from './usage-query.js';
 import type { UsageTotals } from './usage-totals.js';
 
@@ -31,7 +31,7 @@ export function addEvent(
   });
 }
 
-/** A row of the roll-ups as a database sums it. Sums are decimal text: they may be larger than a number holds exactly. */
+/** A row of the roll-ups as a database sums it. */
 export interface RollupSum {
   /** Absent without an interval. */
   readonly bucket?: number;
@@ -39,13 +39,11 @@ export interface RollupSum {
   readonly values: Readonly<Record<string, string>>;
   readonly billable: boolean;
   readonly quantity: string;
-  readonly high: string;
-  readonly low: string;
+  readonly amount: bigint;
 }
 
 /** Adds one row of the roll-ups to a report. */
 export function addRollup(totals: UsageTotals, { keys, quantities, intervalStart }: ParsedQuery, sum: RollupSum): void {
-  const amount = joinAmount(BigInt(sum.high), BigInt(sum.low));
   const counted = sum.quantity === EVENT_COUNT;
   if (!counted && quantities?.has(sum.quantity) === false) return;
   const key: Record<string, string> = {};
@@ -57,7 +55,7 @@ export function addRollup(totals: UsageTotals, { keys, quantities, intervalStart
     key,
     ...(intervalStart === undefined || sum.bucket === undefined ? {} : { fromMs: intervalStart(sum.bucket) }),
     billable: sum.billable,
-    events: counted ? Number(amount) : 0,
-    quantities: counted ? [] : [[sum.quantity, amount]],
+    events: counted ? Number(sum.amount) : 0,
+    quantities: counted ? [] : [[sum.quantity, sum.amount]],
   });
 }
