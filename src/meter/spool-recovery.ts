@@ -94,6 +94,7 @@ async function readSegment(
   context: SourceContext,
 ): Promise<void> {
   const { source } = recovered;
+  const file = await open(segment.path, 'r+');
   if (header === undefined) context.damaged();
   else {
     // Greater than what was read: the events between are damaged, or delivered and deleted.
@@ -103,7 +104,6 @@ async function readSegment(
   }
   // After a failed write or fsync the next segment has these again, and all of them.
   const rewrittenFrom = next?.firstNumber ?? Number.POSITIVE_INFINITY;
-  const file = await open(segment.path, 'r+');
   try {
     const { size } = await file.stat();
     const last = segment.ordinal === recovered.lastOrdinal;
