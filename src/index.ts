@@ -13,6 +13,12 @@ export {
 export type { IssuerResolver } from './authenticate/issuer-directory.js';
 export type { JwtIssuerDefaults, JwtIssuerOptions } from './authenticate/jwt-issuer.js';
 export { type JwtVerifierOptions, jwtVerifier } from './authenticate/jwt-verifier.js';
+export { type OpaqueTokenVerifierOptions, opaqueTokenVerifier } from './authenticate/opaque-token-verifier.js';
+export {
+  type StaticToken,
+  type StaticTokenVerifierOptions,
+  staticTokenVerifier,
+} from './authenticate/static-token-verifier.js';
 export { type StripEdgeHeadersOptions, stripEdgeHeaders } from './authenticate/strip-edge-headers.js';
 export type {
   IncompleteResult,
@@ -29,9 +35,11 @@ export { requireSubject } from './authorize/require-subject.js';
 export { type RequireTenantOptions, requireTenant } from './authorize/require-tenant.js';
 export { AccessError, type AccessErrorCode, type AccessErrorOptions, isAccessError } from './errors/access-error.js';
 export type { BillingField, MissingField } from './errors/missing-field.js';
+export { isOAuthError, OAuthError, type OAuthErrorCode, type OAuthErrorOptions } from './errors/oauth-error.js';
 export { isRegistryError, RegistryError, type RegistryErrorCode } from './errors/registry-error.js';
 export { isSinkError, type SinkAction, SinkError, type SinkErrorOptions } from './errors/sink-error.js';
 export type { Middleware, Next } from './http/handler.js';
+export { type ProtectedResourceOptions, protectedResourceMetadata } from './http/protected-resource-metadata.js';
 export type * from './identity/ambient.cjs';
 export type { IdentityInput } from './identity/create-identity.js';
 export type { Fetch } from './keys/fetch-json.js';
@@ -76,6 +84,26 @@ export type {
   RevokeOptions,
 } from './revocation/revocations.js';
 export type { Clock } from './runtime/clock.js';
+export type { ClientRecord } from './tokens/client-record.js';
+export { createTokenRegistry, type TokenRegistryOptions } from './tokens/create-token-registry.js';
+export { memoryTokenStore } from './tokens/memory-token-store.js';
+export type { Pepper, Peppers } from './tokens/pepper-ring.js';
+export type { TokenEnv, TokenKind } from './tokens/token-format.js';
+export type { StoredToken, TokenRecord } from './tokens/token-record.js';
+export type {
+  ClientInput,
+  ClientPatch,
+  IssuedToken,
+  ListQuery,
+  Page,
+  PepperCount,
+  RotateOptions,
+  TokenInput,
+  TokenPatch,
+  TokenRegistry,
+} from './tokens/token-registry.js';
+export type { TokenAnswer } from './tokens/token-resolver.js';
+export type { PageQuery, StoredPage, TokenLookup, TokenStore } from './tokens/token-store.js';
 export type {
   EventFilter,
   Ledger,

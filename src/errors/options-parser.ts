@@ -11,6 +11,11 @@ export class OptionsParser {
     this.#factory = factory;
   }
 
+  /** What was noted so far. */
+  get problems(): readonly string[] {
+    return this.#problems;
+  }
+
   /** Notes one problem. It must hold no secret. */
   problem(text: string): void {
     this.#problems.push(text);
