@@ -104,6 +104,7 @@ export type {
 } from './tokens/token-registry.js';
 export type { TokenAnswer } from './tokens/token-resolver.js';
 export type { PageQuery, StoredPage, TokenLookup, TokenStore } from './tokens/token-store.js';
+export { type CsvOptions, eventsToCsv, eventsToJsonl } from './usage/export-events.js';
 export type {
   EventFilter,
   Ledger,
