@@ -196,6 +196,7 @@ export class SpoolWriter<R> {
       return;
     }
     this.#ended();
+    if (this.#buffered > MAX_BUFFERED_BYTES) this.#changed();
     if (fsync === 'os') this.#acknowledge(this.#unsynced.splice(0));
     else if (fsync !== 'interval' || this.#barriers.length > 0) void this.#sync();
     if (fsync === 'interval') {

@@ -269,6 +269,38 @@ describe('a dead instance', () => {
     expect([adopted?.attachedAt('ledger'), adopted?.attachedAt('new')]).toEqual([1, 1]);
   });
 
+  test.each([
+    ['the cursor is durable and the segment is not yet deleted', 'segment'],
+    ['the segment is deleted and the cursor is an old one', 'cursor'],
+  ])('starts clean when %s', async (_what, stale) => {
+    const options = { maxBytes: 16 * MIB };
+    let count = 0;
+    const saved = new Map<string, Buffer>();
+    const dead = await killedWith(async (spool) => {
+      const own = join(folder.path, 'elsewhere', spool.instance);
+      count = fill(spool, 3);
+      await spool.flush();
+      for (const name of ['seg-0000000000000001.log', 'cursor-ledger'])
+        saved.set(name, await readFile(join(own, name)));
+      spool.sources()[0]?.advance('ledger', count - 1);
+      await until(async () => (await segmentsOf(own)).length === 1);
+    }, options);
+    const name = stale === 'segment' ? 'seg-0000000000000001.log' : 'cursor-ledger';
+    await writeFile(join(directory, dead, name), saved.get(name) as Buffer);
+    const spool = await open(options);
+    await until(() => spool.sources()[1]?.closed === true);
+    const [, adopted] = spool.sources();
+    const cursor = adopted?.cursor('ledger') ?? 0;
+    // Nothing that is kept is left out, and with a good cursor nothing comes twice.
+    if (stale === 'segment') expect(cursor).toBe(count - 1);
+    else expect(cursor).toBeGreaterThan(0);
+    const events = await deliver(spool, 'ledger');
+    expect(events.map(({ seq }) => seq)).toEqual(events.map((_, index) => cursor + 1 + index));
+    expect(events.at(-1)?.seq).toBe(count);
+    await until(() => spool.sources().length === 1);
+    expect(spool.stats()).toMatchObject({ corrupt: 0, recovered: 0 });
+  });
+
   test('is handed on by an adopter that dies too, both under their own names', async () => {
     const first = await killedWith((spool) => serve(spool, 'first'));
     const second = await killedWith(async (spool) => {
