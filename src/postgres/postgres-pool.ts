@@ -18,6 +18,7 @@ export interface PostgresConnection {
   release(destroy?: boolean): void;
   on(event: 'notification', listener: (message: PostgresNotification) => void): unknown;
   on(event: 'error', listener: (error: Error) => void): unknown;
+  removeListener(event: 'error', listener: (error: Error) => void): unknown;
 }
 
 /** What the stores need of a pool: `Pool` of `pg` has it. It belongs to the app, which also ends it. */
@@ -32,24 +33,56 @@ export function isPostgresPool(value: unknown): value is PostgresPool {
   return typeof query === 'function' && typeof connect === 'function';
 }
 
-/** Runs `work` in a transaction on one connection. A connection whose transaction cannot be rolled back is closed. */
-export async function inTransaction<T>(
+/**
+ * Runs `work` on one connection. Its loss fails `work`, and only that: a connection that is out of the pool has no
+ * listener for errors but this one, and an error that nobody listens to ends the process.
+ *
+ * @param work may call `spoil` to have the connection closed instead of given back.
+ * @param signal closes the connection when it aborts, since one that hangs would block a place of the pool.
+ */
+export async function onConnection<T>(
   pool: PostgresPool,
-  work: (connection: PostgresConnection) => Promise<T>,
+  work: (connection: PostgresConnection, spoil: () => void) => Promise<T>,
+  signal?: AbortSignal,
 ): Promise<T> {
   const connection = await pool.connect();
   let broken = false;
-  try {
-    await connection.query('BEGIN');
-    const result = await work(connection);
-    await connection.query('COMMIT');
-    return result;
-  } catch (error) {
-    await connection.query('ROLLBACK').catch(() => {
-      broken = true;
-    });
-    throw error;
-  } finally {
+  let released = false;
+  const spoil = (): void => {
+    broken = true;
+  };
+  const release = (): void => {
+    if (released) return;
+    released = true;
+    signal?.removeEventListener('abort', abort);
+    connection.removeListener('error', spoil);
     connection.release(broken);
+  };
+  const abort = (): void => {
+    spoil();
+    release();
+  };
+  connection.on('error', spoil);
+  signal?.addEventListener('abort', abort);
+  try {
+    signal?.throwIfAborted();
+    return await work(connection, spoil);
+  } finally {
+    release();
   }
+}
+
+/** Runs `work` in a transaction on one connection. A connection whose transaction cannot be rolled back is closed. */
+export function inTransaction<T>(pool: PostgresPool, work: (connection: PostgresConnection) => Promise<T>): Promise<T> {
+  return onConnection(pool, async (connection, spoil) => {
+    await connection.query('BEGIN');
+    try {
+      const result = await work(connection);
+      await connection.query('COMMIT');
+      return result;
+    } catch (error) {
+      await connection.query('ROLLBACK').catch(spoil);
+      throw error;
+    }
+  });
 }

@@ -1,7 +1,7 @@
 import { OptionsParser } from '../errors/options-parser.js';
 import type { RevocationEntry, RevocationStore } from '../revocation/revocation-store.js';
 import { migrate } from './migrations.js';
-import { isPostgresPool, type PostgresConnection, type PostgresPool, type PostgresResult } from './postgres-pool.js';
+import { isPostgresPool, onConnection, type PostgresConnection, type PostgresPool } from './postgres-pool.js';
 
 export interface PostgresRevocationStoreOptions {
   /**
@@ -91,12 +91,20 @@ export function postgresRevocationStore(
   return {
     migrate: () => migrate(pool, 'revocations', STEPS),
     async append({ key, target, before, expiresAt, reason }, signal) {
-      const { rows } = await query(pool, APPEND, [key, target, before, expiresAt, reason ?? null], signal);
+      const { rows } = await onConnection(
+        pool,
+        (connection) => connection.query(APPEND, [key, target, before, expiresAt, reason ?? null]),
+        signal,
+      );
       if (rows.length !== 1) throw new Error('the revocation tables are empty: call migrate()');
     },
     async read(cursor, signal) {
       const [epoch = '', version = ''] = cursor?.split(':') ?? [];
-      const { rows } = await query(pool, READ, [epoch, /^\d+$/.test(version) ? version : '0'], signal);
+      const { rows } = await onConnection(
+        pool,
+        (connection) => connection.query(READ, [epoch, /^\d+$/.test(version) ? version : '0']),
+        signal,
+      );
       const [first] = rows;
       if (first === undefined) throw new Error('the revocation tables are empty: call migrate()');
       const entries = rows.filter((row) => row.key !== null);
@@ -110,31 +118,6 @@ export function postgresRevocationStore(
     },
     ...(listen ? { subscribe: (hint: () => void) => subscribe(pool, hint) } : {}),
   };
-}
-
-/** One statement. When the signal aborts, its connection is closed: one that hangs would block a place of the pool. */
-async function query(
-  pool: PostgresPool,
-  text: string,
-  values: unknown[],
-  signal: AbortSignal,
-): Promise<PostgresResult> {
-  const connection = await pool.connect();
-  let released = false;
-  const release = (destroy: boolean): void => {
-    if (released) return;
-    released = true;
-    connection.release(destroy);
-  };
-  const abort = (): void => release(true);
-  signal.addEventListener('abort', abort);
-  try {
-    signal.throwIfAborted();
-    return await connection.query(text, values);
-  } finally {
-    signal.removeEventListener('abort', abort);
-    release(false);
-  }
 }
 
 function entryOf({ key, target, before, expires_at, reason }: Record<string, unknown>): RevocationEntry {
