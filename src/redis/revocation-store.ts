@@ -55,13 +55,18 @@ local epoch = redis.call('HGET', head, 'epoch') .. '/' .. string.match(redis.cal
 local continued = ARGV[2] == epoch
 local from = continued and ARGV[3] or '0'
 local page = redis.call('ZRANGEBYSCORE', versions, '(' .. from, '+inf', 'WITHSCORES', 'LIMIT', 0, tonumber(ARGV[4]))
-local keys = {}
+local keys, entries_read = {}, {}
 for index = 1, #page, 2 do
-  keys[#keys + 1] = page[index]
+  -- What was evicted of an entry is gone; a later denial of the same target is there again.
+  local entry = redis.call('HGET', entries, page[index])
+  if entry then
+    keys[#keys + 1] = page[index]
+    entries_read[#entries_read + 1] = entry
+  end
   from = string.format('%.0f', page[index + 1])
 end
-local values = #keys > 0 and redis.call('HMGET', entries, unpack(keys)) or {}
-return { epoch, continued and 1 or 0, string.format('%.0f', math.floor(micros / 1000)), from, keys, values }
+local more = #page / 2 == tonumber(ARGV[4]) and 1 or 0
+return { epoch, continued and 1 or 0, string.format('%.0f', math.floor(micros / 1000)), from, more, keys, entries_read }
 `;
 
 /**
@@ -99,18 +104,19 @@ export function redisRevocationStore(redis: RedisClient, options: RedisRevocatio
 }
 
 function pageOf(answer: unknown): RevocationPage {
-  const [epoch, continued, asOf, version, keys, values] = answer as [
+  const [epoch, continued, asOf, version, more, keys, values] = answer as [
     string,
     number,
     string,
     string,
+    number,
     string[],
     string[],
   ];
   return {
     entries: keys.map((key, index) => entryOf(key, values[index] as string)),
     cursor: `${epoch}:${version}`,
-    more: keys.length === PAGE,
+    more: Number(more) === 1,
     continued: Number(continued) === 1,
     asOf: Number(asOf),
   };
