@@ -67,6 +67,8 @@ export {
 export { type ClosablePart, type ShutdownOptions, shutdown } from './meter/shutdown.js';
 export type { Sink, SinkLimits, SourceNote, Verdict } from './meter/sink.js';
 export type { SinkStats } from './meter/sink-worker.js';
+export type { SpoolOptions } from './meter/spool.js';
+export type { FsyncPolicy } from './meter/spool-writer.js';
 export type { StatedQuantities, UsageDraft } from './meter/usage-draft.js';
 export type { UsageEvent } from './meter/usage-event.js';
 export { identitiesOf, identityOf } from './request/identity-of.js';

@@ -3,12 +3,13 @@ import { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { type Random, systemRandom } from '../runtime/random.js';
-import { type DeadLetters, memoryDeadLetters } from './dead-letters.js';
+import { type DeadLetters, fileDeadLetters, memoryDeadLetters } from './dead-letters.js';
 import type { EventLog, LogStats } from './event-log.js';
 import { attachIntake, Intake } from './intake.js';
 import { MemoryLog } from './memory-log.js';
 import type { Sink } from './sink.js';
 import { type SinkStats, SinkWorker } from './sink-worker.js';
+import { createSpool, parseSpoolOptions, type SpoolOptions } from './spool.js';
 import { UsageCodec } from './usage-codec.js';
 import { correctionEntry, draftEntry, type StatedQuantities, type UsageDraft } from './usage-draft.js';
 import type { UsageEntry } from './usage-entry.js';
@@ -17,9 +18,10 @@ export interface PipelineOptions {
   /** Where the events go, at least one. Cursors are kept by the sinks' names. */
   readonly sinks: readonly Sink[];
   /**
-   * `'memory'`: what has not reached the sinks is lost when the process dies, and 64 MiB of events wait at most.
+   * A durable log on disk. Or `'memory'`: what has not reached the sinks is lost when the process dies, and 64 MiB of
+   * events wait at most.
    */
-  readonly spool: 'memory';
+  readonly spool: SpoolOptions | 'memory';
   /** The name of this service in the events' `source`: printable ASCII without spaces, at most 128. */
   readonly source: string;
   readonly clock?: Clock;
@@ -106,10 +108,12 @@ const diagnostics = channel('tollkeeper:pipeline');
  * @throws TypeError that lists every problem of the options.
  */
 export function createPipeline(options: PipelineOptions): Pipeline {
-  const { sinks, source, clock, random } = parseOptions(options);
+  const { sinks, spool, source, clock, random } = parseOptions(options);
   const codec = new UsageCodec();
-  const log: EventLog<UsageEntry> = new MemoryLog({ source, codec });
-  const deadLetters: DeadLetters = memoryDeadLetters();
+  const log: EventLog<UsageEntry> =
+    spool === undefined ? new MemoryLog({ source, codec }) : createSpool({ ...spool, source, codec, clock });
+  const deadLetters: DeadLetters =
+    spool === undefined ? memoryDeadLetters() : fileDeadLetters(spool.directory, () => clock.now());
   const intake = new Intake(
     log,
     clock,
@@ -278,7 +282,7 @@ function parseOptions(given: PipelineOptions) {
   }
   const source = parser.string('source', options.source);
   if (source !== '') parser.check(SOURCE.test(source), 'source must be 1 to 128 printable ASCII characters');
-  parser.check(options.spool === 'memory', "spool must be 'memory'");
+  const spool = options.spool === 'memory' ? undefined : parseSpoolOptions(parser, options.spool);
   parser.done();
-  return { sinks, source, clock: options.clock ?? systemClock, random: options.random ?? systemRandom };
+  return { sinks, spool, source, clock: options.clock ?? systemClock, random: options.random ?? systemRandom };
 }

@@ -1,9 +1,9 @@
+import { randomUUID } from 'node:crypto';
 import { channel } from 'node:diagnostics_channel';
 import { rm } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import type { OptionsParser } from '../errors/options-parser.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
-import { type Random, systemRandom } from '../runtime/random.js';
 import type { EventCodec, EventLog, LogRefusal, LogStats, SourceLog } from './event-log.js';
 import { SpoolCursors } from './spool-cursors.js';
 import { codeOf } from './spool-files.js';
@@ -59,7 +59,10 @@ export interface SpoolSettings {
 }
 
 /** Checks the options of a spool and fills in the defaults. */
-export function parseSpoolOptions(parser: OptionsParser, options: SpoolOptions): SpoolSettings {
+export function parseSpoolOptions(parser: OptionsParser, given: SpoolOptions): SpoolSettings {
+  const isObject = typeof given === 'object' && given !== null;
+  if (!isObject) parser.problem("spool must be { directory } or 'memory'");
+  const options = isObject ? given : { directory: '.' };
   const { directory, maxBytes, fsync } = parser.known(options, ['directory', 'maxBytes', 'fsync'], 'spool');
   return {
     directory: resolve(parser.string('spool.directory', directory)),
@@ -73,7 +76,6 @@ export interface CreateSpoolOptions<R> extends SpoolSettings {
   readonly source: string;
   readonly codec: EventCodec<R>;
   readonly clock?: Clock;
-  readonly random?: Random;
 }
 
 /** A log on disk. It does nothing before `ready` is called. */
@@ -83,7 +85,8 @@ export function createSpool<R>(options: CreateSpoolOptions<R>): EventLog<R> {
 
 class Spool<R> implements EventLog<R> {
   readonly kind = 'disk';
-  readonly instance: string;
+  /** Never from an injected source of randomness: two instances with one name would be one. */
+  readonly instance = randomUUID();
   refusal: LogRefusal | undefined = { reason: 'the spool is not open yet', retryAfterSeconds: 1 };
   readonly #settings: SpoolSettings;
   readonly #codec: EventCodec<R>;
@@ -116,8 +119,7 @@ class Spool<R> implements EventLog<R> {
   #late = 0;
 
   constructor(options: CreateSpoolOptions<R>) {
-    const { directory, maxBytes, fsync, source, codec, clock = systemClock, random = systemRandom } = options;
-    this.instance = uuid(random);
+    const { directory, maxBytes, fsync, source, codec, clock = systemClock } = options;
     this.#settings = { directory, maxBytes, fsync };
     this.#codec = codec;
     this.#name = source;
@@ -429,14 +431,6 @@ class Spool<R> implements EventLog<R> {
       this.#listener?.();
     });
   }
-}
-
-/** A random UUID (RFC 9562 §5.4). */
-function uuid(random: Random): string {
-  const bytes = Buffer.from(random(16));
-  bytes.writeUInt8(((bytes[6] as number) & 0x0f) | 0x40, 6);
-  bytes.writeUInt8(((bytes[8] as number) & 0x3f) | 0x80, 8);
-  return bytes.toString('hex').replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5');
 }
 
 function timeout(ms: number): AbortSignal {
