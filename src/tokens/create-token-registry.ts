@@ -5,10 +5,11 @@ import { memoryRevocationStore } from '../revocation/memory-revocation-store.js'
 import type { Revocations } from '../revocation/revocations.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { type Random, systemRandom } from '../runtime/random.js';
-import { randomBase62 } from './base62.js';
+import { ClientBook, NO_CLIENT } from './client-book.js';
 import type { ClientRecord } from './client-record.js';
 import { LastUsed } from './last-used.js';
 import { PepperRing, type Peppers } from './pepper-ring.js';
+import { changedRecord, retryChange } from './record-change.js';
 import { RegistryInput } from './registry-input.js';
 import { formatToken, isTokenId, isTokenPrefix, mintToken, TOKEN_ENVS, TOKEN_KINDS } from './token-format.js';
 import { type StoredToken, statusOf, type TokenRecord, tokenRecord } from './token-record.js';
@@ -25,7 +26,7 @@ import type {
   TokenRegistry,
 } from './token-registry.js';
 import { type TokenAnswer, TokenResolver } from './token-resolver.js';
-import type { PageQuery, StoredPage, TokenStore } from './token-store.js';
+import type { TokenStore } from './token-store.js';
 
 export interface TokenRegistryOptions {
   /** `memoryTokenStore()`, or one that keeps them. */
@@ -39,12 +40,7 @@ export interface TokenRegistryOptions {
   readonly random?: Random;
 }
 
-/** How often a change is tried again when somebody else changed the record at the same time. */
-const MAX_ATTEMPTS = 5;
-const DEFAULT_LIMIT = 100;
-const MAX_LIMIT = 1_000;
 const MAX_OVERLAP_SECONDS = 31_536_000;
-const NO_CLIENT = 'there is no such client';
 const NO_TOKEN = 'there is no such token';
 const STORE_METHODS: readonly (keyof TokenStore)[] = [
   'insertClient',
@@ -74,6 +70,7 @@ class StoredRegistry implements TokenRegistry {
   readonly prefix: string;
   readonly revocations: Revocations;
   readonly #store: TokenStore;
+  readonly #clients: ClientBook;
   readonly #peppers: PepperRing;
   readonly #configuredPeppers: ReadonlySet<string>;
   readonly #clock: Clock;
@@ -98,6 +95,7 @@ class StoredRegistry implements TokenRegistry {
     this.#ownsRevocations = revocations === undefined;
     this.revocations = revocations ?? createRevocations({ store: memoryRevocationStore(), clock, random });
     this.#store = store;
+    this.#clients = new ClientBook(store, this.revocations, clock, random);
     this.#configuredPeppers = new Set(this.#peppers.ids);
     this.#clock = clock;
     this.#random = random;
@@ -114,52 +112,24 @@ class StoredRegistry implements TokenRegistry {
     if (this.#ownsRevocations) await this.revocations.close(signal);
   }
 
-  async createClient(given: ClientInput): Promise<ClientRecord> {
-    const input = new RegistryInput(given, ['name', 'tenant', 'plan', 'description', 'metadata']);
-    const name = input.name('name');
-    input.required('name', name);
-    const fields = clientFields(input);
-    input.done();
-    const createdAt = this.#second();
-    const id = `cl_${randomBase62(16, this.#random)}`;
-    const client = present({ id, version: 1, name: name as string, ...fields, createdAt, updatedAt: createdAt });
-    if (!(await this.#store.insertClient(client as ClientRecord))) throw nameTaken();
-    return client as ClientRecord;
+  createClient(input: ClientInput): Promise<ClientRecord> {
+    return this.#clients.create(input);
   }
 
-  async getClient(id: string): Promise<ClientRecord | undefined> {
-    return isClientId(id) ? this.#store.getClient(id) : undefined;
+  getClient(id: string): Promise<ClientRecord | undefined> {
+    return this.#clients.get(id);
   }
 
-  async listClients(query: ListQuery & { readonly tenant?: string } = {}): Promise<Page<ClientRecord>> {
-    const input = new RegistryInput(query, ['limit', 'cursor', 'tenant']);
-    const tenant = input.name('tenant');
-    const page = pageQuery(input, query);
-    input.done();
-    return pageOf(await this.#store.listClients({ ...page, ...(tenant === undefined ? {} : { tenant }) }));
+  listClients(query: ListQuery & { readonly tenant?: string } = {}): Promise<Page<ClientRecord>> {
+    return this.#clients.list(query);
   }
 
-  async updateClient(id: string, given: ClientPatch): Promise<ClientRecord> {
-    const input = new RegistryInput(given, ['name', 'tenant', 'plan', 'description', 'metadata']);
-    const patch = { name: input.name('name'), ...clientFields(input) };
-    input.done();
-    const client = await this.#retry('client', async () => {
-      const stored = await this.getClient(id);
-      if (stored === undefined) throw new RegistryError('not_found', [NO_CLIENT]);
-      const changed = present({ ...stored, ...stated(patch), updatedAt: this.#second() }) as ClientRecord;
-      const outcome = await this.#store.updateClient(changed);
-      if (outcome === 'name_taken') throw nameTaken();
-      return outcome === 'updated' ? { ...changed, version: changed.version + 1 } : undefined;
-    });
-    if (patch.plan !== undefined || patch.tenant !== undefined) await this.revocations.changed({ clientId: id });
-    return client;
+  updateClient(id: string, patch: ClientPatch): Promise<ClientRecord> {
+    return this.#clients.update(id, patch);
   }
 
-  async deleteClient(id: string): Promise<void> {
-    if ((await this.getClient(id)) === undefined) throw new RegistryError('not_found', [NO_CLIENT]);
-    // First, so that a deletion that nobody could be told of can be repeated.
-    await this.revocations.revoke({ clientId: id }, { before: Number.POSITIVE_INFINITY });
-    if (!(await this.#store.deleteClient(id, this.#second()))) throw new RegistryError('not_found', [NO_CLIENT]);
+  deleteClient(id: string): Promise<void> {
+    return this.#clients.delete(id);
   }
 
   async issueToken(given: TokenInput): Promise<IssuedToken> {
@@ -197,11 +167,11 @@ class StoredRegistry implements TokenRegistry {
   async listTokens(query: ListQuery & { readonly clientId?: string } = {}): Promise<Page<TokenRecord>> {
     const input = new RegistryInput(query, ['limit', 'cursor', 'clientId']);
     const clientId = input.name('clientId');
-    const page = pageQuery(input, query);
+    const page = input.page();
     input.done();
     const stored = await this.#store.listTokens({ ...page, ...(clientId === undefined ? {} : { clientId }) });
-    const { items, ...rest } = pageOf(stored);
-    return { items: items.map((token) => this.#record(token)), ...rest };
+    const items = stored.items.map((token) => this.#record(token));
+    return stored.next === undefined ? { items } : { items, nextCursor: String(stored.next) };
   }
 
   async updateToken(id: string, given: TokenPatch): Promise<TokenRecord> {
@@ -210,14 +180,14 @@ class StoredRegistry implements TokenRegistry {
     input.done();
     const changed = await this.#change(id, (stored) => {
       if (stored.revokedAt !== undefined) throw new RegistryError('conflict', ['the token is revoked']);
-      return { ...stored, ...stated(patch) };
+      return patch;
     });
     await this.revocations.changed({ tokenId: id });
     return changed;
   }
 
   async revokeToken(id: string): Promise<TokenRecord> {
-    const record = await this.#change(id, (stored) => ({ ...stored, revokedAt: stored.revokedAt ?? this.#second() }));
+    const record = await this.#change(id, (stored) => ({ revokedAt: stored.revokedAt ?? this.#second() }));
     await this.#denyToken(record);
     return record;
   }
@@ -227,7 +197,7 @@ class StoredRegistry implements TokenRegistry {
     const overlapSeconds = input.seconds('overlapSeconds', MAX_OVERLAP_SECONDS);
     const expiresAt = input.expiresAt(this.#now());
     input.done();
-    const issued = await this.#retry('token', async () => {
+    const issued = await retryChange('token', async () => {
       const old = await this.#find(id);
       if (old === undefined) throw new RegistryError('not_found', [NO_TOKEN]);
       this.#checkRotatable(old);
@@ -239,12 +209,11 @@ class StoredRegistry implements TokenRegistry {
         rotatedFrom: id,
       }));
       const endsAt = Math.min(old.expiresAt ?? Number.POSITIVE_INFINITY, this.#now() + overlapSeconds);
-      const replaced = {
-        ...old,
+      const replaced = changedRecord(old, {
         updatedAt: this.#second(),
         rotatedTo: minted.stored.id,
         ...(overlapSeconds === 0 ? { revokedAt: this.#second() } : { expiresAt: endsAt }),
-      };
+      });
       const outcome = await this.#store.insertToken(minted.stored, replaced);
       if (outcome === 'no_client') throw new RegistryError('not_found', [NO_CLIENT]);
       return outcome === 'inserted' ? minted : undefined;
@@ -302,23 +271,15 @@ class StoredRegistry implements TokenRegistry {
     return found?.token;
   }
 
+  /** Changes the fields that `change` gives; null takes one away. */
   async #change(id: string, change: (stored: StoredToken) => object): Promise<TokenRecord> {
-    return this.#retry('token', async () => {
+    return retryChange('token', async () => {
       const stored = await this.#find(id);
       if (stored === undefined) throw new RegistryError('not_found', [NO_TOKEN]);
-      const changed = present({ ...change(stored), updatedAt: this.#second() }) as StoredToken;
+      const changed = changedRecord(stored, { ...change(stored), updatedAt: this.#second() });
       const updated = await this.#store.updateToken(changed);
       return updated ? this.#record({ ...changed, version: changed.version + 1 }) : undefined;
     });
-  }
-
-  /** Tries again while it answers undefined: somebody else was faster. */
-  async #retry<T>(what: string, attempt: () => Promise<T | undefined>): Promise<T> {
-    for (let count = 0; count < MAX_ATTEMPTS; count++) {
-      const result = await attempt();
-      if (result !== undefined) return result;
-    }
-    throw new RegistryError('conflict', [`the ${what} was changed by somebody else at the same time`]);
   }
 
   #denyToken({ id, expiresAt }: Pick<StoredToken, 'id' | 'expiresAt'>): Promise<void> {
@@ -346,64 +307,15 @@ class StoredRegistry implements TokenRegistry {
     const parts = mintToken(this.prefix, kind, env, this.#random);
     const mac = this.#peppers.mac(parts);
     if (mac === undefined) throw new RegistryError('conflict', ['the current pepper was dropped: configure a new one']);
-    const createdAt = this.#second();
-    const stored = present({
-      id: parts.id,
-      version: 1,
-      prefix: this.prefix,
-      kind,
-      env,
-      pepperId: this.#peppers.currentId,
-      mac,
-      ...fieldsOf(parts.id),
-      createdAt,
-      updatedAt: createdAt,
-    }) as StoredToken;
-    return { token: formatToken(parts), stored };
+    const second = this.#second();
+    const { currentId } = this.#peppers;
+    const fixed = { id: parts.id, version: 1, prefix: this.prefix, kind, env, pepperId: currentId, mac };
+    const dated = { ...fixed, createdAt: second, updatedAt: second };
+    return { token: formatToken(parts), stored: changedRecord<object>(dated, fieldsOf(parts.id)) as StoredToken };
   }
-}
-
-function clientFields(input: RegistryInput) {
-  return {
-    tenant: input.nullableName('tenant'),
-    plan: input.nullableName('plan'),
-    description: input.description(),
-    metadata: input.metadata(),
-  };
 }
 
 /** What a rotated token takes along. */
 function rights({ clientId, authId, subject, scopes, groups, resources, description, expiresAt }: StoredToken) {
   return { clientId, authId, subject, scopes, groups, resources, description, expiresAt };
-}
-
-function isClientId(id: unknown): id is string {
-  return typeof id === 'string' && /^[0-9A-Za-z_-]{1,64}$/.test(id);
-}
-
-function pageQuery(input: RegistryInput, { limit = DEFAULT_LIMIT, cursor }: ListQuery): PageQuery {
-  if (!(Number.isInteger(limit) && limit >= 1 && limit <= MAX_LIMIT)) {
-    input.problem(`limit must be an integer from 1 to ${MAX_LIMIT}`);
-  }
-  if (cursor === undefined) return { limit };
-  if (typeof cursor !== 'string' || !/^[1-9]\d{0,14}$/.test(cursor)) input.problem('cursor must be a nextCursor');
-  return { limit, after: Number(cursor) };
-}
-
-function pageOf<T>({ items, next }: StoredPage<T>): Page<T> {
-  return next === undefined ? { items } : { items, nextCursor: String(next) };
-}
-
-function nameTaken(): RegistryError {
-  return new RegistryError('name_taken', ['the tenant has a client of that name']);
-}
-
-/** The fields of a patch that were given, null ones too. */
-function stated<T extends object>(patch: T): Partial<T> {
-  return Object.fromEntries(Object.entries(patch).filter(([, value]) => value !== undefined)) as Partial<T>;
-}
-
-/** A record without the fields that are undefined or null: absent is absent. */
-function present(fields: object): object {
-  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value != null));
 }

@@ -3,11 +3,14 @@ import { RegistryError } from '../errors/registry-error.js';
 import type { Resource, Subject, SubjectKind } from '../identity/ambient.cjs';
 import { isScopeToken, isWildcardScope } from '../identity/create-identity.js';
 import { frozenCopy } from '../identity/frozen-copy.js';
+import type { PageQuery } from './token-store.js';
 
 const MAX_NAME = 200;
 const MAX_DESCRIPTION = 2_000;
 const MAX_LIST = 1_000;
 const MAX_METADATA_BYTES = 16_384;
+const DEFAULT_LIMIT = 100;
+const MAX_LIMIT = 1_000;
 /** Epoch seconds, not milliseconds: later than this is a mistake. The year 2106, as far as revocations reach. */
 const MAX_INSTANT = 0xffff_ffff;
 /** What PostgreSQL cannot store (NUL), what no encoding can (lone surrogates), and what breaks a line of a log. */
@@ -157,6 +160,18 @@ export class RegistryInput {
     const found = allowed.find((item) => item === value);
     if (found === undefined) this.problem(`${field} must be one of ${allowed.join(', ')}`);
     return found ?? fallback;
+  }
+
+  /** Which part of a list is wanted: `limit` and `cursor`. */
+  page(): PageQuery {
+    const { limit = DEFAULT_LIMIT, cursor } = this.#given;
+    if (typeof limit !== 'number' || !(Number.isInteger(limit) && limit >= 1 && limit <= MAX_LIMIT)) {
+      this.problem(`limit must be an integer from 1 to ${MAX_LIMIT}`);
+      return { limit: DEFAULT_LIMIT };
+    }
+    if (cursor === undefined) return { limit };
+    if (typeof cursor !== 'string' || !/^[1-9]\d{0,14}$/.test(cursor)) this.problem('cursor must be a nextCursor');
+    return { limit, after: Number(cursor) };
   }
 
   /** Notes that a field is needed. */
