@@ -107,7 +107,7 @@ export function parseAudience(parser: OptionsParser, name: string, given: unknow
   if (given === null) return null;
   const listed: readonly unknown[] = Array.isArray(given) ? given : [given];
   if (listed.length > 0 && listed.every((audience) => typeof audience === 'string' && audience !== '')) {
-    return listed as string[];
+    return [...(listed as string[])];
   }
   parser.problem(`${name} must be a string or an array of strings (null waives the check)`);
   return [];

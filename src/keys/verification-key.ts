@@ -114,7 +114,8 @@ function algorithmOf(jwk: Record<string, unknown>, algorithms: readonly JwtAlgor
   const fitting = algorithms.find((name) => {
     const rule = algorithmRule(name);
     if (rule === undefined || rule.kty !== jwk.kty || (rule.crv !== undefined && rule.crv !== jwk.crv)) return false;
-    return jwk.alg === undefined || canonicalAlgorithm(String(jwk.alg)) === canonicalAlgorithm(name);
+    if (jwk.alg === undefined) return true;
+    return typeof jwk.alg === 'string' && canonicalAlgorithm(jwk.alg) === canonicalAlgorithm(name);
   });
   return fitting === undefined ? undefined : canonicalAlgorithm(fitting);
 }
