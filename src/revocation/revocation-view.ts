@@ -45,11 +45,6 @@ export class RevocationView {
     return this.#version;
   }
 
-  /** How many denials are held, expired ones that were not swept yet included. */
-  get size(): number {
-    return Object.values(this.#denied).reduce((sum, table) => sum + table.size, this.#all === 0 ? 0 : 1);
-  }
-
   /**
    * Takes an entry in. A denial is never taken back: it only gets wider, until it expires.
    *

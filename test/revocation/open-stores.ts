@@ -1,9 +1,9 @@
 import { randomUUID } from 'node:crypto';
 import { join } from 'node:path';
-import { Redis } from 'ioredis';
+import { Cluster, Redis } from 'ioredis';
 import Database from 'libsql';
 import pg from 'pg';
-import { createClient } from 'redis';
+import { createClient, createCluster } from 'redis';
 import type { RevocationStore } from 'tollkeeper';
 import { postgresRevocationStore } from 'tollkeeper/postgres';
 import { redisRevocationStore } from 'tollkeeper/redis';
@@ -29,6 +29,34 @@ export async function ioredisStores(url: string, prefix: string = randomUUID()):
 
 export async function nodeRedisStores(url: string, prefix: string = randomUUID()): Promise<OpenStores> {
   const clients = [createClient({ url }), createClient({ url })] as const;
+  for (const client of clients) {
+    client.on('error', () => {});
+    await client.connect();
+  }
+  return {
+    stores: [redisRevocationStore(clients[0], { prefix }), redisRevocationStore(clients[1], { prefix })],
+    async end() {
+      for (const client of clients) client.destroy();
+    },
+  };
+}
+
+type Nodes = readonly { readonly host: string; readonly port: number }[];
+
+export async function ioredisClusterStores(nodes: Nodes, prefix: string = randomUUID()): Promise<OpenStores> {
+  const clients = [new Cluster([...nodes]), new Cluster([...nodes])] as const;
+  for (const client of clients) client.on('error', () => {});
+  return {
+    stores: [redisRevocationStore(clients[0], { prefix }), redisRevocationStore(clients[1], { prefix })],
+    async end() {
+      for (const client of clients) client.disconnect();
+    },
+  };
+}
+
+export async function nodeRedisClusterStores(nodes: Nodes, prefix: string = randomUUID()): Promise<OpenStores> {
+  const rootNodes = nodes.map(({ host, port }) => ({ url: `redis://${host}:${port}` }));
+  const clients = [createCluster({ rootNodes }), createCluster({ rootNodes })] as const;
   for (const client of clients) {
     client.on('error', () => {});
     await client.connect();

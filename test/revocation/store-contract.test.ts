@@ -1,10 +1,27 @@
 import { createRequire } from 'node:module';
 import { memoryRevocationStore, type RevocationStore } from 'tollkeeper';
-import type { SqliteDatabase } from 'tollkeeper/sqlite';
+import { postgresRevocationStore } from 'tollkeeper/postgres';
+import { redisRevocationStore } from 'tollkeeper/redis';
+import { type SqliteDatabase, sqliteRevocationStore } from 'tollkeeper/sqlite';
 import { type RevocationStoresUnderTest, revocationStoreContract } from 'tollkeeper/testing';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { describeWith, type RunningServer, startPostgres, startRedis } from '../support/index.js';
-import { ioredisStores, nodeRedisStores, openLibsql, postgresStores, sqliteStores } from './open-stores.js';
+import {
+  describeWith,
+  type RunningRedisCluster,
+  type RunningServer,
+  startPostgres,
+  startRedis,
+  startRedisCluster,
+} from '../support/index.js';
+import {
+  ioredisClusterStores,
+  ioredisStores,
+  nodeRedisClusterStores,
+  nodeRedisStores,
+  openLibsql,
+  postgresStores,
+  sqliteStores,
+} from './open-stores.js';
 
 function contract(make: () => Promise<RevocationStoresUnderTest>): void {
   for (const { name, run } of revocationStoreContract(make)) it(name, run);
@@ -44,6 +61,17 @@ describeWith('redis', 'the revocation contract on Redis', () => {
 
   describe('with ioredis', () => contract(() => ioredisStores(server.url)));
   describe('with node-redis', () => contract(() => nodeRedisStores(server.url)));
+});
+
+describeWith('redis', 'the revocation contract on a Redis cluster', () => {
+  let cluster: RunningRedisCluster;
+  beforeAll(async () => {
+    cluster = await startRedisCluster();
+  });
+  afterAll(() => cluster?.stop());
+
+  describe('with ioredis', () => contract(() => ioredisClusterStores(cluster.nodes)));
+  describe('with node-redis', () => contract(() => nodeRedisClusterStores(cluster.nodes)));
 });
 
 describeWith('postgres', 'the revocation contract on PostgreSQL', () => {
@@ -100,5 +128,41 @@ describe('the revocation contract', () => {
   ])('refuses a store that %s', async (_, name, spoil) => {
     const refusing = revocationStoreContract(() => spoilt(spoil)).find((each) => each.name === name);
     await expect(refusing?.run()).rejects.toThrow();
+  });
+});
+
+describe('the options of the stores', () => {
+  it.each<[string, () => unknown, RegExp]>([
+    [
+      'Redis without a client',
+      () => redisRevocationStore({} as never),
+      /redis must be an ioredis or node-redis client/,
+    ],
+    ['Redis with nothing', () => redisRevocationStore(undefined as never), /redis must be/],
+    ['Redis with an empty prefix', () => redisRevocationStore({} as never, { prefix: '' }), /redis must be.*prefix/],
+    ['Redis with a typo', () => redisRevocationStore({} as never, { prefx: 'x' } as never), /did you mean "prefix"/],
+    ['PostgreSQL without a pool', () => postgresRevocationStore({} as never), /pool must be a Pool of pg/],
+    ['PostgreSQL with a typo', () => postgresRevocationStore({} as never, { listn: true } as never), /"listen"/],
+    ['PostgreSQL with a word', () => postgresRevocationStore({} as never, { listen: 'no' } as never), /listen must be/],
+    ['SQLite without a database', () => sqliteRevocationStore({} as never), /db must be an open SQLite database/],
+  ])('%s are refused', (_, make, message) => {
+    expect(make).toThrow(TypeError);
+    expect(make).toThrow(message);
+  });
+
+  it('may do without hints on PostgreSQL', () => {
+    const pool = { query: async () => ({ rows: [], rowCount: 0 }), connect: () => Promise.reject(new Error('unused')) };
+    expect(postgresRevocationStore(pool, { listen: false }).subscribe).toBeUndefined();
+    expect(postgresRevocationStore(pool).subscribe).toBeTypeOf('function');
+  });
+
+  it('leave the reason of a denial beside it', async () => {
+    const { stores, end } = await sqliteStores(openLibsql);
+    const signal = new AbortController().signal;
+    await stores[0].append({ key: 'k', target: 't', before: 1, expiresAt: 4_294_967_295, reason: 'left' }, signal);
+    expect((await stores[1].read(undefined, signal)).entries).toEqual([
+      { key: 'k', target: 't', before: 1, expiresAt: 4_294_967_295, reason: 'left' },
+    ]);
+    await end();
   });
 });
