@@ -66,10 +66,6 @@ export class PepperRing {
     return [...this.#keys.keys()];
   }
 
-  has(id: string): boolean {
-    return this.#keys.has(id);
-  }
-
   /** Forgets a pepper: nothing that was stored with it verifies any more. */
   drop(id: string): void {
     this.#keys.delete(id);
