@@ -1,5 +1,5 @@
-import { type FileHandle, open, rename, writeFile } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { type FileHandle, open, rename, rm, rmdir, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 
 /** Usage is nobody else's business. */
 export const FILE_MODE = 0o600;
@@ -30,6 +30,25 @@ export async function replaceFile(path: string, text: string): Promise<void> {
   await writeFile(temporary, text, { mode: FILE_MODE, flush: true });
   await rename(temporary, path);
   await syncDirectory(dirname(path));
+}
+
+/** In an instance's directory: the directories of those that it adopted. */
+export const ADOPTED = 'adopted';
+/** In an instance's directory: what it keeps aside for a full disk. */
+export const RESERVE = 'reserve';
+
+/**
+ * Removes an instance's directory.
+ *
+ * @throws ENOTEMPTY when it has adopted others, which nobody has read yet: nothing is removed then.
+ */
+export async function removeInstance(directory: string): Promise<void> {
+  try {
+    await rmdir(join(directory, ADOPTED));
+  } catch (error) {
+    if (codeOf(error) !== 'ENOENT') throw error;
+  }
+  await rm(directory, { recursive: true, force: true });
 }
 
 /** An error's code (`ENOSPC`), or its name: no path gets into a message. */

@@ -2,7 +2,7 @@ import { mkdir, mkdtemp, readdir, rename, rm, rmdir, stat, symlink, unlink, writ
 import { connect, createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { codeOf, DIRECTORY_MODE, FILE_MODE, syncDirectory } from './spool-files.js';
+import { ADOPTED, codeOf, DIRECTORY_MODE, FILE_MODE, syncDirectory } from './spool-files.js';
 import { INSTANCE_FILE } from './spool-recovery.js';
 
 const INSTANCE = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
@@ -44,7 +44,7 @@ export class SpoolInstances {
     const unfinished = join(this.#directory, `.new-${this.#instance}`);
     await mkdir(unfinished, { recursive: true, mode: DIRECTORY_MODE });
     await writeFile(join(unfinished, INSTANCE_FILE), JSON.stringify({ source }), { mode: FILE_MODE, flush: true });
-    await mkdir(join(unfinished, 'adopted'), { recursive: true, mode: DIRECTORY_MODE });
+    await mkdir(join(unfinished, ADOPTED), { recursive: true, mode: DIRECTORY_MODE });
     await rm(join(unfinished, SOCKET), { force: true });
     this.#server?.close();
     this.#server = await withSocketPath(unfinished, listen);
@@ -67,26 +67,41 @@ export class SpoolInstances {
     return names;
   }
 
-  /**
-   * Takes a dead instance over by one rename, together with those that it had adopted itself.
-   *
-   * @returns the claimed directories; none when a peer was faster.
-   */
-  async claim(name: string): Promise<string[]> {
-    const adopted = join(this.own, 'adopted');
-    const claimed = join(adopted, name);
+  /** Takes a dead instance over, by one rename: a peer that comes second finds nothing, and that is no error. */
+  async claim(name: string): Promise<void> {
     try {
-      await rename(join(this.#directory, name), claimed);
+      await rename(join(this.#directory, name), join(this.#adopted, name));
+      await syncDirectory(this.#adopted);
+      await syncDirectory(this.#directory);
     } catch (error) {
-      if (codeOf(error) === 'ENOENT') return [];
-      throw error;
+      if (codeOf(error) !== 'ENOENT') throw error;
     }
-    await unlink(join(claimed, 'reserve')).catch(() => undefined);
-    const inherited = await readdir(join(claimed, 'adopted')).catch(() => []);
-    for (const nested of inherited) await rename(join(claimed, 'adopted', nested), join(adopted, nested));
-    await syncDirectory(adopted);
-    await syncDirectory(this.#directory);
-    return [claimed, ...inherited.map((nested) => join(adopted, nested))];
+  }
+
+  /**
+   * The directories of everything that was claimed. A dead instance brings along those that it had adopted itself, and
+   * they theirs, if it died in the middle of this.
+   */
+  async claimed(): Promise<string[]> {
+    const paths: string[] = [];
+    for (const name of await readdir(this.#adopted)) {
+      const path = join(this.#adopted, name);
+      await this.#inherit(path);
+      paths.push(path);
+    }
+    return paths;
+  }
+
+  async #inherit(path: string): Promise<void> {
+    const adopted = join(path, ADOPTED);
+    for (const name of await namesIn(adopted)) {
+      await this.#inherit(join(adopted, name));
+      await rename(join(adopted, name), join(this.#adopted, name));
+    }
+  }
+
+  get #adopted(): string {
+    return join(this.own, ADOPTED);
   }
 
   /** From here on peers may adopt what is left. */
@@ -145,6 +160,15 @@ async function withSocketPath<T>(directory: string, use: (path: string) => Promi
   } finally {
     await unlink(link).catch(() => undefined);
     await rmdir(folder).catch(() => undefined);
+  }
+}
+
+async function namesIn(directory: string): Promise<string[]> {
+  try {
+    return await readdir(directory);
+  } catch (error) {
+    if (codeOf(error) === 'ENOENT') return [];
+    throw error;
   }
 }
 

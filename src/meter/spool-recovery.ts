@@ -1,8 +1,8 @@
-import { type FileHandle, mkdir, open, readFile, rename, writeFile } from 'node:fs/promises';
+import { type FileHandle, mkdir, open, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import type { EventCodec } from './event-log.js';
 import { SpoolCursors } from './spool-cursors.js';
-import { codeOf, DIRECTORY_MODE, FILE_MODE, syncDirectory, writeAll } from './spool-files.js';
+import { codeOf, DIRECTORY_MODE, FILE_MODE, RESERVE, syncDirectory, writeAll } from './spool-files.js';
 import {
   decodeHeader,
   encodeHeader,
@@ -50,6 +50,7 @@ export async function recoverSource(
   fallbackSource: string,
   context: SourceContext,
 ): Promise<Recovered | undefined> {
+  await rm(join(directory, RESERVE), { force: true });
   const ordinals = await listSegments(directory);
   const lastOrdinal = ordinals.at(-1);
   if (lastOrdinal === undefined) return undefined;

@@ -1,7 +1,7 @@
-import { rm, unlink } from 'node:fs/promises';
+import { unlink } from 'node:fs/promises';
 import type { SourceLog, StoredEvent } from './event-log.js';
 import type { SpoolCursors } from './spool-cursors.js';
-import { codeOf, syncDirectory } from './spool-files.js';
+import { codeOf, removeInstance, syncDirectory } from './spool-files.js';
 import { readEvents, type Segment } from './spool-segment.js';
 
 /** What the sources of one spool share. */
@@ -137,7 +137,7 @@ export class SpoolSource implements SourceLog {
   async remove(): Promise<void> {
     await this.delete([...this.segments]);
     this.cursors.stop();
-    await rm(this.directory, { recursive: true, force: true });
+    await removeInstance(this.directory);
   }
 
   #move(sink: string, seq: number): void {

@@ -2,7 +2,7 @@ import { type FileHandle, open, rename, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../runtime/clock.js';
 import type { LogRefusal } from './event-log.js';
-import { codeOf, FILE_MODE, syncDirectory, writeAll } from './spool-files.js';
+import { codeOf, FILE_MODE, RESERVE, syncDirectory, writeAll } from './spool-files.js';
 import type { Group, GroupQueue } from './spool-group.js';
 import { encodeHeader, HEADER_BYTES } from './spool-record.js';
 import { newSegment, noteEvents, type Segment } from './spool-segment.js';
@@ -367,7 +367,7 @@ export class SpoolWriter<R> {
   }
 
   get #reservePath(): string {
-    return join(this.#source.directory, 'reserve');
+    return join(this.#source.directory, RESERVE);
   }
 
   async #openSegment(firstNumber: number, groups: readonly Group<R>[] = []): Promise<void> {
@@ -396,10 +396,9 @@ export class SpoolWriter<R> {
 
   /** Real bytes, so that the disk has them; requests are admitted only while it is there. */
   async #makeReserve(): Promise<void> {
-    const chunk = Buffer.alloc(64 * 1024, 0x54);
     const file = await open(this.#reservePath, 'w', FILE_MODE);
     try {
-      for (let at = 0; at < this.#settings.reserveBytes; at += chunk.length) await writeAll(file, chunk, at);
+      await writeAll(file, Buffer.alloc(this.#settings.reserveBytes, 0x54), 0);
     } finally {
       await file.close();
     }

@@ -1,12 +1,11 @@
 import { randomUUID } from 'node:crypto';
 import { channel } from 'node:diagnostics_channel';
-import { rm } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import type { OptionsParser } from '../errors/options-parser.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import type { EventCodec, EventLog, LogRefusal, LogStats, SourceLog } from './event-log.js';
 import { SpoolCursors } from './spool-cursors.js';
-import { codeOf } from './spool-files.js';
+import { codeOf, removeInstance } from './spool-files.js';
 import { GroupQueue } from './spool-group.js';
 import { SpoolInstances } from './spool-instances.js';
 import { finishSource, type Recovered, recoverSource } from './spool-recovery.js';
@@ -24,6 +23,8 @@ const WATCH_EVERY_MS = 1_000;
 const FULL_RETRY_SECONDS = 30;
 /** Segments that only observational sinks still need are kept up to this share of `maxBytes`. */
 const OBSERVATIONAL_SHARE = 0.25;
+/** Kept aside for a full disk: the final events of some 400 requests in flight. More of them wait in memory. */
+const RESERVE_BYTES = 256 * 1024;
 /** What `close` waits for a disk that does not answer, when its caller gives no signal. */
 const CLOSE_MS = 5_000;
 
@@ -97,8 +98,6 @@ class Spool<R> implements EventLog<R> {
   readonly #writer: SpoolWriter<R>;
   readonly #context: SourceContext;
   readonly #highWater: number;
-  /** Claimed directories that wait to be read. */
-  #claimed: string[] = [];
   /** Adopted sources; `orphans` wait for their disk in those that are not finished. */
   readonly #adopted: Recovered[] = [];
   #starting: Promise<void> | undefined;
@@ -144,7 +143,7 @@ class Spool<R> implements EventLog<R> {
     this.#highWater = maxBytes - headroom;
     this.#queue = new GroupQueue(codec, this.#own.source);
     const segmentBytes = Math.min(MAX_SEGMENT_BYTES, headroom);
-    const reserveBytes = Math.max(64 * 1024, Math.floor(headroom / 16));
+    const reserveBytes = Math.min(RESERVE_BYTES, headroom);
     const settings = { fsync, segmentBytes, reserveBytes, clock };
     this.#writer = new SpoolWriter(settings, this.#queue, this.#own, () => this.#onWriter());
   }
@@ -267,13 +266,11 @@ class Spool<R> implements EventLog<R> {
 
   async #adopt(): Promise<void> {
     if (this.#closed) return;
-    for (const name of await this.#instances.dead()) this.#claimed.push(...(await this.#instances.claim(name)));
-    for (const directory of this.#claimed.splice(0)) {
+    for (const name of await this.#instances.dead()) await this.#attempt(() => this.#instances.claim(name));
+    const known = new Set(this.#adopted.map(({ source }) => source.directory));
+    for (const directory of await this.#instances.claimed()) {
       if (this.#closed) return;
-      await this.#attempt(
-        () => this.#recover(directory),
-        () => this.#claimed.push(directory),
-      );
+      if (!known.has(directory)) await this.#attempt(() => this.#recover(directory));
     }
     for (const recovered of this.#adopted) {
       if (!recovered.source.closed) await this.#attempt(() => this.#complete(recovered));
@@ -282,11 +279,10 @@ class Spool<R> implements EventLog<R> {
   }
 
   /** What fails is tried again with the next timer, and holds up nothing else. */
-  async #attempt(work: () => Promise<void>, failed?: () => void): Promise<void> {
+  async #attempt(work: () => Promise<void>): Promise<void> {
     try {
       await work();
     } catch (error) {
-      failed?.();
       if (alerts.hasSubscribers) alerts.publish({ type: 'spool_error', reason: codeOf(error) });
     }
   }
@@ -294,7 +290,7 @@ class Spool<R> implements EventLog<R> {
   async #recover(directory: string): Promise<void> {
     const recovered = await recoverSource(directory, this.#instances.quarantine, this.#name, this.#context);
     if (recovered === undefined) {
-      await rm(directory, { recursive: true, force: true });
+      await removeInstance(directory);
       return;
     }
     this.#adopted.push(recovered);
@@ -384,8 +380,10 @@ class Spool<R> implements EventLog<R> {
       source.cursors.stop();
     }
     // Otherwise the next process, or a living one, adopts what is left.
-    if (this.#adopted.length > 0 || this.#claimed.length > 0 || !this.#own.done(false)) return;
-    await this.#own.remove().catch(() => undefined);
+    if (this.#adopted.length > 0 || !this.#own.done(false)) return;
+    await this.#attempt(async () => {
+      if ((await this.#instances.claimed()).length === 0) await this.#own.remove();
+    });
   }
 
   #sources(): SpoolSource[] {

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { EventLog } from '../../src/meter/event-log.js';
 import { tempFolder } from '../support/index.js';
+import { failing, interceptFiles } from './disk-faults.js';
 import { describeWithSmallDisk, type SmallDisk, smallDisk } from './small-disk.js';
 import {
   crashCopy,
@@ -17,8 +18,6 @@ import {
 } from './spool-fixture.js';
 
 const MIB = 1024 * 1024;
-
-type Operation = 'write' | 'datasync' | 'sync' | 'read';
 
 let folder: ReturnType<typeof tempFolder>;
 let directory: string;
@@ -40,31 +39,10 @@ async function open(options: Partial<SpoolOverrides> = {}): Promise<EventLog<Ent
   return spool;
 }
 
-/** Puts something in front of an operation of every file handle of this process. */
-async function intercept(
-  operation: Operation,
-  before: (handle: FileHandle) => Promise<void> | void,
-): Promise<() => void> {
-  const file = await openFile(join(folder.path, 'any'), 'w');
-  const prototype = Object.getPrototypeOf(file) as Record<Operation, (...args: unknown[]) => Promise<unknown>>;
-  await file.close();
-  const original = prototype[operation];
-  prototype[operation] = async function intercepted(this: FileHandle, ...args: unknown[]) {
-    await before(this);
-    return original.apply(this, args);
-  };
-  const undo = () => {
-    prototype[operation] = original;
-  };
+async function intercept(...fault: Parameters<typeof interceptFiles>): Promise<() => void> {
+  const undo = await interceptFiles(...fault);
   restore.push(undo);
   return undo;
-}
-
-function failing(code: string, times = 1): () => void {
-  let left = times;
-  return () => {
-    if (left-- > 0) throw Object.assign(new Error(`${code}: injected`), { code });
-  };
 }
 
 async function serve(spool: EventLog<Entry>, id: string): Promise<void> {

@@ -1,4 +1,5 @@
-import { mkdir, readdir, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises';
+import { randomUUID } from 'node:crypto';
+import { mkdir, readdir, readFile, rename, rm, stat, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { EventLog } from '../../src/meter/event-log.js';
@@ -46,12 +47,12 @@ async function serve(spool: EventLog<Entry>, id: string): Promise<void> {
 
 /** A spool in which somebody was killed who had written these. */
 async function killedWith(
-  write: (spool: EventLog<Entry>) => Promise<void> | void,
+  write: (spool: EventLog<Entry>, own: string) => Promise<void> | void,
   options: Partial<SpoolOverrides> = {},
 ) {
-  const elsewhere = join(folder.path, 'elsewhere');
+  const elsewhere = join(folder.path, `elsewhere-${randomUUID()}`);
   const spool = await openSpool({ directory: elsewhere, ...options });
-  await write(spool);
+  await write(spool, join(elsewhere, spool.instance));
   await spool.flush();
   await mkdir(directory, { recursive: true });
   await crashCopy(elsewhere, spool.instance, directory);
@@ -276,8 +277,7 @@ describe('a dead instance', () => {
     const options = { maxBytes: 16 * MIB };
     let count = 0;
     const saved = new Map<string, Buffer>();
-    const dead = await killedWith(async (spool) => {
-      const own = join(folder.path, 'elsewhere', spool.instance);
+    const dead = await killedWith(async (spool, own) => {
       count = fill(spool, 3);
       await spool.flush();
       for (const name of ['seg-0000000000000001.log', 'cursor-ledger'])
@@ -301,24 +301,23 @@ describe('a dead instance', () => {
     expect(spool.stats()).toMatchObject({ corrupt: 0, recovered: 0 });
   });
 
-  test('is handed on by an adopter that dies too, both under their own names', async () => {
-    const first = await killedWith((spool) => serve(spool, 'first'));
-    const second = await killedWith(async (spool) => {
-      await serve(spool, 'second');
-      const nested = join(folder.path, 'elsewhere', spool.instance, 'adopted', first);
-      await mkdir(nested);
-      for (const name of await readdir(join(directory, first))) {
-        const from = join(directory, first, name);
-        if ((await stat(from)).isFile()) await writeFile(join(nested, name), await readFile(from));
-      }
-      await rm(join(directory, first), { recursive: true });
-    });
+  test('is handed on by adopters that die in the middle of it, each under its own name', async () => {
+    const chain: string[] = [];
+    for (const id of ['first', 'second', 'third']) chain.push(await killedWith((spool) => serve(spool, id)));
+    const [first, second, third] = chain as [string, string, string];
+    await rename(join(directory, first), join(directory, second, 'adopted', first));
+    await rename(join(directory, second), join(directory, third, 'adopted', second));
+    // One of them had nothing of its own.
+    const idle = '11111111-2222-4333-8444-555555555555';
+    await mkdir(join(directory, idle, 'adopted'), { recursive: true });
+    await rename(join(directory, third), join(directory, idle, 'adopted', third));
     const spool = await open();
-    await until(() => spool.sources().filter(({ closed }) => closed).length === 2);
+    await until(() => spool.sources().filter(({ closed }) => closed).length === 3);
     const names = spool.sources().map(({ source }) => source);
-    expect(names.slice(1).sort()).toEqual([`app/${first}`, `app/${second}`].sort());
-    expect((await deliver(spool, 'ledger')).map(({ id }) => id).sort()).toEqual(['first', 'second']);
+    expect(names.slice(1).sort()).toEqual(chain.map((name) => `app/${name}`).sort());
+    expect((await deliver(spool, 'ledger')).map(({ id }) => id).sort()).toEqual(['first', 'second', 'third']);
     await until(() => spool.sources().length === 1);
+    expect(await readdir(join(directory, spool.instance, 'adopted'))).toEqual([]);
   });
 
   test('that wrote no segment leaves nothing', async () => {
