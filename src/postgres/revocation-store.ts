@@ -41,7 +41,7 @@ const STEPS = [
 const APPEND = `
 WITH head AS (
   UPDATE tollkeeper_revocation_head
-  SET version = greatest(version + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
+  SET version = greatest(version + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) WHERE one
   RETURNING version
 ), written AS (
   INSERT INTO tollkeeper_revocations AS kept (key, target, before, expires_at, reason, version)
@@ -66,7 +66,7 @@ FROM (
   SELECT epoch::text, epoch::text = $1 AND version >= $2 AS continued,
     CASE WHEN epoch::text = $1 AND version >= $2 THEN $2 ELSE 0 END AS start,
     extract(epoch FROM statement_timestamp()) * 1000 AS as_of
-  FROM tollkeeper_revocation_head
+  FROM tollkeeper_revocation_head WHERE one
 ) head
 LEFT JOIN LATERAL (
   SELECT key, target, before, expires_at, reason, version FROM tollkeeper_revocations
