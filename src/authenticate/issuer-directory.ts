@@ -3,7 +3,6 @@ import { LRUCache } from 'lru-cache';
 import { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
 import type { Fetch } from '../keys/fetch-json.js';
-import type { KeySourceContext } from '../keys/key-options.js';
 import type { Clock } from '../runtime/clock.js';
 import type { Lifecycle } from '../runtime/lifecycle.js';
 import { ISSUER_OPTIONS, type JwtIssuerOptions, type ParsedIssuer, parseIssuer } from './jwt-issuer.js';
@@ -35,41 +34,44 @@ export interface DirectoryContext {
 const MAX_RESOLVED = 1_000;
 
 /** Makes one issuer ready to verify. Nothing is fetched yet. */
-export function listIssuer(parsed: ParsedIssuer, context: DirectoryContext): ListedIssuer {
-  const { clock, fetch, onWithdrawn, onOutage } = context;
-  const { rules, mapClaims, identify } = parsed;
-  const keys: KeySourceContext = {
-    clock,
-    fetch,
-    hooks: { onWithdrawn, onOutage: (reason) => onOutage(rules.issuer, reason) },
+export function trustIssuer(
+  { rules, createKeys, keys }: Pick<ParsedIssuer, 'rules' | 'createKeys' | 'keys'>,
+  { clock, fetch, onWithdrawn, onOutage }: DirectoryContext,
+): TrustedIssuer {
+  const hooks = { onWithdrawn, onOutage: (reason: string) => onOutage(rules.issuer, reason) };
+  return new TrustedIssuer(rules, keys ?? createKeys({ clock, fetch, hooks }), clock);
+}
+
+/** Has the keys of every issuer. @throws AccessError `verifier_unavailable` that names all of those that have none. */
+export async function loadKeys(issuers: Iterable<TrustedIssuer>, signal?: AbortSignal): Promise<void> {
+  const failed: string[] = [];
+  const load = async ({ keys, rules }: TrustedIssuer): Promise<void> => {
+    try {
+      await keys.ready(signal);
+    } catch (error) {
+      const { reason } = error as { reason?: unknown };
+      failed.push(typeof reason === 'string' ? `${rules.issuer}: ${reason}` : rules.issuer);
+    }
   };
-  return { trusted: new TrustedIssuer(rules, parsed.keys ?? parsed.createKeys(keys), clock), mapClaims, identify };
+  await Promise.all([...issuers].map(load));
+  if (failed.length > 0) throw unavailable(`no keys of ${failed.sort().join('; ')}`);
 }
 
 /** Issuers that were listed at construction. */
 export function fixedDirectory(parsed: readonly ParsedIssuer[], context: DirectoryContext): IssuerDirectory {
   const issuers = new Map(parsed.map((issuer) => [issuer.rules.issuer, listIssuer(issuer, context)]));
+  const trusted = [...issuers.values()].map((issuer) => issuer.trusted);
   return {
     find: (issuer) => issuers.get(issuer),
-    async ready(signal) {
-      const failed: string[] = [];
-      const load = async ({ trusted }: ListedIssuer): Promise<void> => {
-        try {
-          await trusted.keys.ready(signal);
-        } catch (error) {
-          const { reason } = error as { reason?: unknown };
-          failed.push(`${trusted.rules.issuer}${typeof reason === 'string' ? `: ${reason}` : ''}`);
-        }
-      };
-      await Promise.all([...issuers.values()].map(load));
-      if (failed.length > 0) {
-        throw new AccessError('verifier_unavailable', { reason: `no keys of ${failed.sort().join('; ')}` });
-      }
-    },
+    ready: (signal) => loadKeys(trusted, signal),
     async close(signal) {
-      await Promise.all([...issuers.values()].map(({ trusted }) => trusted.keys.close(signal)));
+      await Promise.all(trusted.map(({ keys }) => keys.close(signal)));
     },
   };
+}
+
+function listIssuer(parsed: ParsedIssuer, context: DirectoryContext): ListedIssuer {
+  return { trusted: trustIssuer(parsed, context), mapClaims: parsed.mapClaims, identify: parsed.identify };
 }
 
 /** Issuers that a function answers for. A configuration that stays the same keeps its keys. */

@@ -46,10 +46,9 @@ export function isForeignType(type: string): boolean {
 /**
  * Whether a token of that type is taken.
  *
- * @param wanted the only type that is taken; undefined takes untyped tokens, `JWT` and `at+jwt`.
+ * @param wanted the only type that is taken, and none that `isForeignType`; undefined takes untyped tokens, `JWT` and `at+jwt`.
  */
 export function isWantedType(type: string | undefined, wanted: string | undefined): boolean {
-  if (type !== undefined && FOREIGN_TYPES.has(type)) return false;
   return wanted === undefined ? GENERIC_TYPES.includes(type) : type === wanted;
 }
 
