@@ -23,6 +23,8 @@ export class SpoolInstances {
   readonly #directory: string;
   readonly #instance: string;
   #server: Server | undefined;
+  /** Instances that had no socket the last time: one that lives would have bound it again by now. */
+  #silent = new Set<string>();
 
   constructor(directory: string, instance: string) {
     this.#directory = directory;
@@ -52,18 +54,35 @@ export class SpoolInstances {
     await syncDirectory(this.#directory);
   }
 
+  /**
+   * Binds the socket again where somebody has deleted it: a cleaner of temporary files, say.
+   *
+   * @returns false when the directory itself is gone.
+   */
+  async keepAlive(): Promise<boolean> {
+    if (await exists(join(this.own, SOCKET))) return true;
+    if (!(await exists(this.own))) return false;
+    this.#server?.close();
+    this.#server = await withSocketPath(this.own, listen);
+    return true;
+  }
+
   /** The names of dead instances. Removes what a start that died has left. */
   async dead(): Promise<string[]> {
     const names: string[] = [];
+    const silent = new Set<string>();
     for (const name of await readdir(this.#directory)) {
       if (name === this.#instance) continue;
       const path = join(this.#directory, name);
       if (INSTANCE.test(name)) {
-        if (!(await isAlive(path))) names.push(name);
-      } else if (UNFINISHED.test(name) && (await isOld(path)) && !(await isAlive(path))) {
+        const sign = await signOfLife(path);
+        if (sign === 'none') silent.add(name);
+        if (sign === 'refused' || (sign === 'none' && this.#silent.has(name))) names.push(name);
+      } else if (UNFINISHED.test(name) && (await isOld(path)) && (await signOfLife(path)) !== 'alive') {
         await rm(path, { recursive: true, force: true });
       }
     }
+    this.#silent = silent;
     return names;
   }
 
@@ -125,26 +144,32 @@ function listen(path: string): Promise<Server> {
   });
 }
 
-/** In doubt it lives: only a refused connection, or no socket at all, shows that nobody listens. */
-async function isAlive(directory: string): Promise<boolean> {
+type Sign = 'alive' | 'refused' | 'none';
+
+/** In doubt it lives: only a refused connection shows that nobody listens. Without a socket there is no sign at all. */
+async function signOfLife(directory: string): Promise<Sign> {
   try {
-    return await withSocketPath(directory, answers);
+    return await withSocketPath(directory, knock);
   } catch {
-    return true;
+    return 'alive';
   }
 }
 
-function answers(path: string): Promise<boolean> {
+function knock(path: string): Promise<Sign> {
   return new Promise((resolve) => {
     const socket = connect(path);
-    const settle = (alive: boolean): void => {
+    const settle = (sign: Sign): void => {
       clearTimeout(timer);
       socket.destroy();
-      resolve(alive);
+      resolve(sign);
     };
-    const timer = setTimeout(settle, CONNECT_MS, true).unref();
-    socket.once('connect', () => settle(true));
-    socket.once('error', (error) => settle(!['ECONNREFUSED', 'ENOENT', 'ENOTSOCK'].includes(codeOf(error))));
+    const timer = setTimeout(settle, CONNECT_MS, 'alive').unref();
+    socket.once('connect', () => settle('alive'));
+    socket.once('error', (error) => {
+      const code = codeOf(error);
+      if (code === 'ENOENT') settle('none');
+      else settle(code === 'ECONNREFUSED' || code === 'ENOTSOCK' ? 'refused' : 'alive');
+    });
   });
 }
 
@@ -169,6 +194,15 @@ async function namesIn(directory: string): Promise<string[]> {
   } catch (error) {
     if (codeOf(error) === 'ENOENT') return [];
     throw error;
+  }
+}
+
+async function exists(path: string): Promise<boolean> {
+  try {
+    await stat(path);
+    return true;
+  } catch (error) {
+    return codeOf(error) !== 'ENOENT';
   }
 }
 

@@ -103,6 +103,8 @@ class Spool<R> implements EventLog<R> {
   #starting: Promise<void> | undefined;
   #registered = false;
   #started = false;
+  /** Somebody has removed this instance's directory. */
+  #gone = false;
   #sealed = false;
   #closed = false;
   #sealing: Promise<void> | undefined;
@@ -251,12 +253,19 @@ class Spool<R> implements EventLog<R> {
     await this.#writer.open();
     this.#started = true;
     this.#timers = [
-      setInterval(() => this.#writer.watch(), WATCH_EVERY_MS).unref(),
+      setInterval(() => void this.#attempt(() => this.#watch()), WATCH_EVERY_MS).unref(),
       setInterval(() => this.#inBackground(() => this.#adopt()), ADOPT_EVERY_MS).unref(),
     ];
     this.#inBackground(() => this.#adopt());
     this.#evaluate();
     if (this.#queue.length > 0) this.#writer.schedule();
+  }
+
+  async #watch(): Promise<void> {
+    this.#writer.watch();
+    // Whatever is written to files that are gone is lost.
+    if (!(await this.#instances.keepAlive())) this.#gone = true;
+    this.#evaluate();
   }
 
   /** One thing at a time. */
@@ -416,6 +425,7 @@ class Spool<R> implements EventLog<R> {
     if (this.#sealing !== undefined || this.#closing !== undefined)
       return { reason: 'the spool is closed', retryAfterSeconds: 5 };
     if (!this.#started) return this.refusal;
+    if (this.#gone) return { reason: 'the directory of the spool was removed: restart', retryAfterSeconds: 5 };
     const trouble = this.#writer.trouble;
     if (trouble !== undefined || this.#bytes() < this.#highWater) return trouble;
     return { reason: 'the spool is full: sinks do not keep up', retryAfterSeconds: FULL_RETRY_SECONDS };

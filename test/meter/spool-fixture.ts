@@ -1,4 +1,5 @@
-import { cp, readdir } from 'node:fs/promises';
+import { cp, readdir, rename } from 'node:fs/promises';
+import { createServer } from 'node:net';
 import { join } from 'node:path';
 import type { EventCodec, EventLog, SourceLog } from '../../src/meter/event-log.js';
 import { type CreateSpoolOptions, createSpool } from '../../src/meter/spool.js';
@@ -85,10 +86,15 @@ export async function until(condition: () => boolean | Promise<boolean>, ms = 10
   }
 }
 
-/** What `kill -9` leaves of an instance at this instant: a copy of its directory, without its socket, in another spool. */
+/** What `kill -9` leaves of an instance at this instant: a copy of its directory, in another spool, and a dead socket. */
 export async function crashCopy(directory: string, instance: string, to: string): Promise<string> {
   const copy = join(to, instance);
   await cp(join(directory, instance), copy, { recursive: true, filter: (path) => !path.endsWith('/alive') });
+  const server = createServer();
+  const path = join(to, 's');
+  await new Promise<void>((resolve) => server.listen(path, resolve));
+  await rename(path, join(copy, 'alive'));
+  await new Promise((resolve) => server.close(resolve));
   return copy;
 }
 

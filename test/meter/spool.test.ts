@@ -388,6 +388,32 @@ describe('liveness', () => {
     expect((await readAll(second.sources()[0] as never)).map(({ id }) => id)).toEqual(['second']);
   });
 
+  test('a living instance whose socket was deleted binds it again, and is not adopted', async () => {
+    const [first, second] = await Promise.all([open(), open()]);
+    const socket = join(directory, first.instance, 'alive');
+    await rm(socket);
+    await until(async () => (await readdir(join(directory, first.instance))).includes('alive'));
+    await new Promise((resolve) => setTimeout(resolve, 2_500));
+    expect(second.sources()).toHaveLength(1);
+    expect(first.refusal).toBeUndefined();
+  });
+
+  test('a directory without a socket, out of a backup, is adopted when nobody binds one', async () => {
+    const dead = await killedWith((spool) => serve(spool, 'kept'));
+    await rm(join(directory, dead, 'alive'));
+    const spool = await open();
+    await until(() => spool.sources()[1]?.closed === true);
+    expect((await deliver(spool, 'ledger')).map(({ id }) => id)).toEqual(['kept']);
+  });
+
+  test('an instance whose directory was removed refuses', async () => {
+    const spool = await open();
+    await rm(join(directory, spool.instance), { recursive: true });
+    await until(() => spool.refusal !== undefined);
+    expect(spool.refusal?.reason).toContain('was removed');
+    await expect(spool.intent({ id: 'a' })).rejects.toThrow('was removed');
+  });
+
   test('works where the path is too long for a unix socket', async () => {
     directory = join(directory, 'a-rather-long-name'.repeat(5), 'another-rather-long-name'.repeat(5));
     const [first, second] = await Promise.all([open(), open()]);
