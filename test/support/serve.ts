@@ -12,6 +12,8 @@ export interface Served {
 
 /** Listens with a handler, or an Express or Connect app, on a port of 127.0.0.1 that the system chooses. */
 export async function serve(handler: RequestListener): Promise<Served> {
+  // `createServer` takes an object for its options, and would then answer nobody.
+  if (typeof handler !== 'function') throw new TypeError('serve: a handler is needed');
   const server = createServer(handler);
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);
