@@ -192,18 +192,18 @@ function readRecord(
 
 /**
  * Goes on where the dead instance stopped: its orphans become final events, and the closing marker says that no event
- * follows. Nothing of it can be read before all of it is durable, so that it may be done again after a failure.
+ * follows. All of it appears in one step, so that it may be done again after a failure, or by the next adopter.
  *
  * @returns how many orphans there were.
  */
 export async function finishSource<R>(recovered: Recovered, codec: EventCodec<R>, context: SourceContext) {
   const { source, orphans } = recovered;
-  if (source.closed) return 0;
   const segment = newSegment(source.directory, recovered.lastOrdinal + 1, source.lastSeq);
   const encoder = new RecordEncoder();
   let { lastSeq } = source;
   let number = recovered.lastNumber;
-  const file = await open(segment.path, 'w', FILE_MODE);
+  const temporary = `${segment.path}.tmp`;
+  const file = await open(temporary, 'w', FILE_MODE);
   try {
     await writeAll(file, encodeHeader({ firstNumber: number + 1, lastSeq }), 0);
     const write = async (): Promise<void> => {
@@ -226,10 +226,11 @@ export async function finishSource<R>(recovered: Recovered, codec: EventCodec<R>
     segment.end = segment.bytes + encoder.size;
     await write();
     await file.datasync();
-    await syncDirectory(source.directory);
   } finally {
     await file.close();
   }
+  await rename(temporary, segment.path);
+  await syncDirectory(source.directory);
   const count = lastSeq - source.lastSeq;
   source.segments.push(segment);
   source.lastSeq = lastSeq;

@@ -10,13 +10,13 @@ import type { SpoolSource } from './spool-source.js';
 
 /**
  * When a write counts as durable. `always`: every tick's records are written and fsynced before the next are written.
- * `group`: records of up to 4 ms share one fsync. `interval`: fsync every 500 ms. `os`: never; the operating system
+ * `group`: records of up to 5 ms share one fsync. `interval`: fsync every 500 ms. `os`: never; the operating system
  * writes when it likes. Each of them survives `kill -9`; a power loss takes what was not fsynced.
  */
 export type FsyncPolicy = 'always' | 'group' | 'interval' | 'os';
 
-/** A final event is written at most 5 ms after the response: the rest is for the timer's own delay. */
-const GROUP_MS = 4;
+/** A final event is written at most 5 ms after the response: the rest is for the timer's own delay and the write. */
+const GROUP_MS = 3;
 const INTERVAL_MS = 500;
 /** An operation of the disk that takes longer is an outage: requests are refused instead of waiting. */
 const STALL_MS = 5_000;

@@ -46,7 +46,7 @@ export interface SpoolOptions {
    * When a record counts as durable. Each of them survives `kill -9`; it matters when the power fails.
    *
    * - `always`: after an fsync of its own tick's records.
-   * - `group` (default): after an fsync that it shares with the records of up to 4 ms.
+   * - `group` (default): after an fsync that it shares with the records of up to 5 ms.
    * - `interval`: after the write; fsync every 500 ms.
    * - `os`: after the write; the operating system decides when it reaches the disk.
    */
