@@ -1,5 +1,6 @@
 export { type AuthenticateOptions, authenticate } from './authenticate/authenticate.js';
 export type { ClaimMap, ClaimSource } from './authenticate/claim-map.js';
+export type { ClaimMatch } from './authenticate/claim-match.js';
 export type { CacheOptions } from './authenticate/credential-cache.js';
 export { type EdgeHeader, type SignedRequest, signEdgeHeaders } from './authenticate/edge-signature.js';
 export type { EdgeTrust } from './authenticate/edge-trust.js';
@@ -28,6 +29,10 @@ export type {
   VerifiedResult,
   Verifier,
 } from './authenticate/verifier.js';
+export type { WorkloadIssuer } from './authenticate/workload-issuers.js';
+export type { WorkloadKind } from './authenticate/workload-kind.js';
+export type { WorkloadGrant, WorkloadPolicy } from './authenticate/workload-policy.js';
+export { type WorkloadVerifierOptions, workloadVerifier } from './authenticate/workload-verifier.js';
 export { type RequireNetworkOptions, requireNetwork } from './authorize/require-network.js';
 export { type RequireResourceOptions, requireResource } from './authorize/require-resource.js';
 export { requireScope, type ScopeRule } from './authorize/require-scope.js';

@@ -2,9 +2,8 @@ import { isDeepStrictEqual } from 'node:util';
 import { LRUCache } from 'lru-cache';
 import { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
-import type { Fetch } from '../keys/fetch-json.js';
-import type { Clock } from '../runtime/clock.js';
 import type { Lifecycle } from '../runtime/lifecycle.js';
+import type { DirectoryContext } from './directory-context.js';
 import { ISSUER_OPTIONS, type JwtIssuerOptions, type ParsedIssuer, parseIssuer } from './jwt-issuer.js';
 import { TrustedIssuer } from './trusted-issuer.js';
 
@@ -21,14 +20,6 @@ export interface IssuerDirectory extends Lifecycle {
 
 /** Answers who is trusted and how, per `iss`; undefined for an issuer that is not. Synchronous. */
 export type IssuerResolver = (issuer: string) => JwtIssuerOptions | undefined;
-
-/** What the key sources of a directory are made with. */
-export interface DirectoryContext {
-  readonly clock: Clock;
-  readonly fetch: Fetch;
-  readonly onWithdrawn: (keyIds: readonly string[]) => void;
-  readonly onOutage: (issuer: string, reason: string) => void;
-}
 
 /** Issuers that a function may bring in at most, the least recently used going first. */
 const MAX_RESOLVED = 1_000;

@@ -1,15 +1,12 @@
-import { channel } from 'node:diagnostics_channel';
 import { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
 import type { Identity } from '../identity/ambient.cjs';
 import { createIdentity } from '../identity/create-identity.js';
 import { type Fetch, systemFetch } from '../keys/fetch-json.js';
-import { createRevocations } from '../revocation/create-revocations.js';
-import { memoryRevocationStore } from '../revocation/memory-revocation-store.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { type CompactJwt, invalidToken, peekJwt } from './compact-jwt.js';
+import { createDirectoryContext } from './directory-context.js';
 import {
-  type DirectoryContext,
   fixedDirectory,
   type IssuerDirectory,
   type IssuerResolver,
@@ -24,6 +21,7 @@ import {
   type ParsedIssuer,
   parseIssuer,
 } from './jwt-issuer.js';
+import { tokenIdentity } from './token-identity.js';
 import type { VerifiedJwt } from './trusted-issuer.js';
 import type { Presented, VerifiedResult, Verifier } from './verifier.js';
 
@@ -49,8 +47,6 @@ export type JwtVerifierOptions =
 
 const SETTINGS = ['name', 'clock', 'fetch'] as const;
 
-const diagnostics = channel('tollkeeper:verifier');
-
 /**
  * Verifies JWTs (RFC 7519, RFC 8725, RFC 9068). It takes bearer and custom credentials of three segments whose `iss` is listed.
  *
@@ -67,19 +63,8 @@ export function jwtVerifier(
   options: JwtVerifierOptions,
 ): Verifier & Required<Pick<Verifier, 'revocations' | 'ready' | 'close'>> {
   const { name, clock, fetch, issuers } = parseOptions(options);
-  const revocations = createRevocations({ store: memoryRevocationStore(), clock });
-  const context: DirectoryContext = {
-    clock,
-    fetch,
-    onWithdrawn(keyIds) {
-      // In memory: it holds before the call returns.
-      for (const keyId of keyIds) void revocations.changed({ keyId });
-      if (diagnostics.hasSubscribers) diagnostics.publish({ type: 'keys_withdrawn', verifier: name, keyIds });
-    },
-    onOutage(issuer, reason) {
-      if (diagnostics.hasSubscribers) diagnostics.publish({ type: 'keys_unavailable', verifier: name, issuer, reason });
-    },
-  };
+  const context = createDirectoryContext(name, clock, fetch);
+  const { revocations } = context;
   const directory =
     'resolve' in issuers
       ? resolvedDirectory(issuers.resolve, issuers.withDefaults, context)
@@ -103,10 +88,6 @@ export function jwtVerifier(
       if (seen === undefined) throw invalidToken('the token is no JWT of a listed issuer');
       if (seen.issuer instanceof Error) throw seen.issuer;
       const { jwt, issuer } = seen;
-      // A token that is bound to a key is worth nothing to whoever only shows it (RFC 7800 §3.1), and nothing here checks more.
-      if (Object.hasOwn(jwt.claims, 'cnf') && jwt.claims.cnf !== null) {
-        throw invalidToken('the token is bound to a key, and nothing here checks that');
-      }
       const verified = await issuer.trusted.verify(jwt);
       return {
         identity: identityFrom(verified, issuer, name),
@@ -149,13 +130,7 @@ function identityFrom(verified: VerifiedJwt, issuer: ListedIssuer, name: string)
   input.keyId = keyId;
   input.issuedAt = issuedAt;
   input.expiresAt = expiresAt;
-  let identity: Identity;
-  try {
-    identity = createIdentity(input, name);
-  } catch (error) {
-    // Its message names fields, never values.
-    throw invalidToken((error as Error).message);
-  }
+  const identity = tokenIdentity(input, name);
   if (issuer.identify === undefined) return identity;
   let changes: unknown;
   try {

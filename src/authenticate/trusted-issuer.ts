@@ -55,6 +55,10 @@ export class TrustedIssuer {
       throw invalidToken('the token is of a type that is meant for something else');
     const times = checkClaims(jwt.claims, this.rules, this.#clock.now() / 1_000);
     if (this.rules.type === 'at+jwt') checkAccessTokenClaims(jwt.claims);
+    // A token that is bound to a key is worth nothing to whoever only shows it (RFC 7800 §3.1), and nothing here checks more.
+    if (Object.hasOwn(jwt.claims, 'cnf') && jwt.claims.cnf !== null) {
+      throw invalidToken('the token is bound to a key, and nothing here checks that');
+    }
     const found = this.keys.find(algorithm, kid);
     const key = found instanceof Promise ? await found : found;
     if (key === undefined) throw invalidToken('the issuer has no such key');

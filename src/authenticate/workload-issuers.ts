@@ -3,7 +3,8 @@ import { canonicalAlgorithm, isHmac, JWT_ALGORITHMS, type JwtAlgorithm } from '.
 import { type KeyOptions, parseKeyOptions } from '../keys/key-options.js';
 import type { Lifecycle } from '../runtime/lifecycle.js';
 import { invalidToken, peekJwt } from './compact-jwt.js';
-import { type DirectoryContext, loadKeys, trustIssuer } from './issuer-directory.js';
+import type { DirectoryContext } from './directory-context.js';
+import { loadKeys, trustIssuer } from './issuer-directory.js';
 import { parseAlgorithms } from './jwt-issuer.js';
 import type { IssuerRules, VerifiedJwt } from './trusted-issuer.js';
 import { WORKLOAD_KINDS, type WorkloadKind } from './workload-kind.js';

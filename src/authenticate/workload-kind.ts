@@ -27,7 +27,8 @@ const kubernetes: KindRules = {
     return `must name the service account: sub, ${ACCOUNT_UID}, or ${NAMESPACE} and ${ACCOUNT_NAME}, with a string or in`;
   },
   fault(claims, podWaived) {
-    const names = /^system:serviceaccount:([^:]+):([^:]+)$/.exec(String(own(claims, 'sub')));
+    const subject = own(claims, 'sub');
+    const names = isText(subject) ? /^system:serviceaccount:([^:]+):([^:]+)$/.exec(subject) : null;
     if (names === null) return 'its subject is no service account';
     const nested = object(own(claims, 'kubernetes.io'));
     const account = object(own(nested, 'serviceaccount'));
