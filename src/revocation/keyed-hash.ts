@@ -6,19 +6,29 @@ import type { Random } from '../runtime/random.js';
  * can choose ids that fall on one another. Nothing is allocated.
  */
 export class KeyedHash {
-  /** The hash of the last `of()`: overwritten by the next one. */
-  readonly words = new Int32Array(4);
+  readonly #words = new Int32Array(4);
   readonly #key: Int32Array;
+  #text = '';
 
   constructor(random: Random) {
     const bytes = random(16);
     this.#key = Int32Array.from({ length: 4 }, (_, word) =>
       [0, 1, 2, 3].reduce((sum, byte) => (sum << 8) | (bytes[word * 4 + byte] as number), 0),
     );
+    this.#compute('');
   }
 
-  /** Hashes the text's UTF-16 code units into `words`. */
-  of(text: string): void {
+  /** The text's hash, until the next one is asked for. The same text again, as issuers and keys are, costs nothing. */
+  of(text: string): Int32Array {
+    if (text !== this.#text) {
+      this.#text = text;
+      this.#compute(text);
+    }
+    return this.#words;
+  }
+
+  /** Over the UTF-16 code units. */
+  #compute(text: string): void {
     const key = this.#key;
     let v0 = key[0] as number;
     let v1 = key[1] as number;
@@ -27,7 +37,7 @@ export class KeyedHash {
     const { length } = text;
     // Two code units a word; the last word holds the odd one and the length, then come the finalising rounds.
     const last = length >> 1;
-    const { words } = this;
+    const words = this.#words;
     for (let index = 0; index <= last + 4; index++) {
       let word = 0;
       if (index < last) word = text.charCodeAt(index * 2) | (text.charCodeAt(index * 2 + 1) << 16);

@@ -12,20 +12,8 @@ const SWEEP_EVERY = 64;
 
 /** The denials and changes that one process knows, as sets of keyed hashes. */
 export class RevocationView {
-  readonly #hash: KeyedHash;
-  readonly #denied: Record<Exclude<TargetKind, 'all'>, HashedTable> = {
-    token: new HashedTable(),
-    client: new HashedTable(),
-    tenant: new HashedTable(),
-    subject: new HashedTable(),
-    issuer: new HashedTable(),
-    key: new HashedTable(),
-  };
-  readonly #changed: Record<ChangeKind, HashedTable> = {
-    token: new HashedTable(),
-    client: new HashedTable(),
-    key: new HashedTable(),
-  };
+  readonly #denied: Readonly<Record<Exclude<TargetKind, 'all'>, HashedTable>>;
+  readonly #changed: Readonly<Record<ChangeKind, HashedTable>>;
   /** The watermark of everything. */
   #all = 0;
   #allUntil = 0;
@@ -37,7 +25,18 @@ export class RevocationView {
   #applied = 0;
 
   constructor(random: Random) {
-    this.#hash = new KeyedHash(random);
+    const hash = () => new KeyedHash(random);
+    // One hash per kind: the id that was looked for among the denials is not hashed again for the changes.
+    const [token, client, key] = [hash(), hash(), hash()];
+    this.#denied = {
+      token: new HashedTable(token),
+      client: new HashedTable(client),
+      tenant: new HashedTable(hash()),
+      subject: new HashedTable(hash()),
+      issuer: new HashedTable(hash()),
+      key: new HashedTable(key),
+    };
+    this.#changed = { token: new HashedTable(token), client: new HashedTable(client), key: new HashedTable(key) };
   }
 
   /** Grows with everything that becomes known. */
@@ -67,8 +66,7 @@ export class RevocationView {
       this.#version += 1;
       return;
     }
-    this.#hash.of(id);
-    const raised = this.#denied[kind].raise(this.#hash.words, this.#issuerNumber(issuer), before, entry.expiresAt, now);
+    const raised = this.#denied[kind].raise(id, this.#issuerNumber(issuer), before, entry.expiresAt, now);
     if (raised) this.#version += 1;
   }
 
@@ -97,40 +95,33 @@ export class RevocationView {
     if (decidedAtVersion < floor) return true;
     const issuer = this.#issuers.get(identity.issuer) ?? 0;
     return (
-      this.#highest(token, identity.tokenId, issuer, 0) > decidedAtVersion ||
-      this.#highest(client, identity.clientId, issuer, 0) > decidedAtVersion ||
-      this.#highest(key, identity.keyId, 0, 0) > decidedAtVersion
+      highest(token, identity.tokenId, issuer, 0) > decidedAtVersion ||
+      highest(client, identity.clientId, issuer, 0) > decidedAtVersion ||
+      highest(key, identity.keyId, 0, 0) > decidedAtVersion
     );
   }
 
   #covers(identity: Identity, now: number): boolean {
     const { token, client, tenant, subject, issuer, key } = this.#denied;
     const number = this.#issuers.get(identity.issuer) ?? 0;
-    if (this.#highest(token, identity.tokenId, number, now) !== 0) return true;
+    if (highest(token, identity.tokenId, number, now) !== 0) return true;
     let cutOff = this.#allUntil > now ? this.#all : 0;
-    cutOff = Math.max(cutOff, this.#highest(client, identity.clientId, number, now));
-    cutOff = Math.max(cutOff, this.#highest(tenant, identity.tenant, 0, now));
-    if (number !== 0) cutOff = Math.max(cutOff, this.#highest(subject, identity.subject.id, number, now));
-    cutOff = Math.max(cutOff, this.#highest(issuer, identity.issuer, 0, now));
-    cutOff = Math.max(cutOff, this.#highest(key, identity.keyId, 0, now));
+    cutOff = Math.max(cutOff, highest(client, identity.clientId, number, now));
+    cutOff = Math.max(cutOff, highest(tenant, identity.tenant, 0, now));
+    if (number !== 0) cutOff = Math.max(cutOff, highest(subject, identity.subject.id, number, now));
+    cutOff = Math.max(cutOff, highest(issuer, identity.issuer, 0, now));
+    cutOff = Math.max(cutOff, highest(key, identity.keyId, 0, now));
     if (cutOff === 0) return false;
     const { issuedAt } = identity;
     return cutOff === FOREVER || issuedAt === undefined || Math.floor(issuedAt) <= cutOff;
-  }
-
-  #highest(table: HashedTable, id: string | undefined, issuer: number, now: number): number {
-    if (id === undefined || table.size === 0) return 0;
-    this.#hash.of(id);
-    return table.highest(this.#hash.words, issuer, now);
   }
 
   #change(kind: ChangeKind, id: string, issuer: string, now: number): void {
     const table = this.#changed[kind];
     if (table.size >= MAX_CHANGES) table.clear();
     this.#version += 1;
-    this.#hash.of(id);
     const until = Math.floor(now) + CHANGE_KEEP_SECONDS;
-    table.raise(this.#hash.words, this.#issuerNumber(issuer), this.#version, until, now);
+    table.raise(id, this.#issuerNumber(issuer), this.#version, until, now);
   }
 
   #issuerNumber(issuer: string): number {
@@ -142,4 +133,8 @@ export class RevocationView {
     }
     return number;
   }
+}
+
+function highest(table: HashedTable, id: string | undefined, issuer: number, now: number): number {
+  return id === undefined ? 0 : table.highest(id, issuer, now);
 }
