@@ -1,6 +1,8 @@
 export { type PostgresLedger, type PostgresLedgerOptions, postgresLedger } from './ledger.js';
+export type { PostgresConnection, PostgresNotification, PostgresPool, PostgresResult } from './postgres-pool.js';
 export {
   type PostgresRevocationStore,
   type PostgresRevocationStoreOptions,
   postgresRevocationStore,
 } from './revocation-store.js';
+export { type PostgresTokenStore, postgresTokenStore } from './token-store.js';

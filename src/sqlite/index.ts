@@ -1,3 +1,4 @@
 export { type SqliteLedger, type SqliteLedgerOptions, sqliteLedger } from './ledger.js';
 export { type SqliteRevocationStore, sqliteRevocationStore } from './revocation-store.js';
 export type { SqliteDatabase, SqliteStatement } from './sqlite-database.js';
+export { type SqliteTokenStore, sqliteTokenStore } from './token-store.js';
