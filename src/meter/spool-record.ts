@@ -122,7 +122,7 @@ export function fitsRecord(json: string): boolean {
 
 /** Longer than any id with its member name: what is looked at before the whole payload is parsed. */
 const PREFIX_BYTES = 128;
-const ID_FIRST = /^\{"id":"([A-Za-z0-9._-]+)"(?:,"seq":(\d+))?[,}]/;
+const ID_FIRST = /^\{"id":"([A-Za-z0-9._-]+)"(?:,"seq":([1-9]\d*))?[,}]/;
 
 /** The id and, for a final event, the sequence number of a record; undefined when its JSON lacks them. */
 export function readKeys(bytes: Buffer, { type, start, end }: RecordView): { id: string; seq: number } | undefined {

@@ -125,7 +125,6 @@ export class SpoolSource implements SourceLog {
     if (segments.length === 0) return;
     await this.cursors.save();
     for (const segment of segments) {
-      if (this.segments[0] !== segment) return;
       this.#countDropped(segment);
       await unlink(segment.path);
       this.segments.shift();

@@ -133,6 +133,9 @@ describe('createPipeline with a spool', () => {
       if (answer.status === 200) served++;
     }
     expect(answer).toEqual({ ...REFUSED, retryAfter: '30' });
+    const { bytes } = service.pipeline.stats();
+    expect(bytes).toBeGreaterThanOrEqual((1024 * 1024 * 15) / 16);
+    expect(bytes).toBeLessThan(1024 * 1024);
     expect(service.handled).toHaveLength(served + 1);
     // What was admitted before is taken all the same.
     service.finish();
