@@ -11,6 +11,11 @@ export {
   type EdgeVerifierOptions,
   edgeVerifier,
 } from './authenticate/edge-verifier.js';
+export {
+  type IntrospectionCredentials,
+  type IntrospectionVerifierOptions,
+  introspectionVerifier,
+} from './authenticate/introspection-verifier.js';
 export type { IssuerResolver } from './authenticate/issuer-directory.js';
 export type { JwtIssuerDefaults, JwtIssuerOptions } from './authenticate/jwt-issuer.js';
 export { type JwtVerifierOptions, jwtVerifier } from './authenticate/jwt-verifier.js';
@@ -21,6 +26,7 @@ export {
   staticTokenVerifier,
 } from './authenticate/static-token-verifier.js';
 export { type StripEdgeHeadersOptions, stripEdgeHeaders } from './authenticate/strip-edge-headers.js';
+export type { Identify } from './authenticate/token-identity.js';
 export type {
   IncompleteResult,
   Presented,

@@ -25,9 +25,9 @@ const MAX_INSTANT = 8.64e12;
  */
 export function checkClaims(claims: Readonly<Record<string, unknown>>, rules: ClaimRules, now: number): TokenTimes {
   const { clockToleranceSeconds: tolerance, maxTokenAgeSeconds: maxAge } = rules;
-  const exp = instant(claims, 'exp');
-  const nbf = instant(claims, 'nbf');
-  const iat = instant(claims, 'iat');
+  const exp = instantOf(claims, 'exp');
+  const nbf = instantOf(claims, 'nbf');
+  const iat = instantOf(claims, 'iat');
   if (exp === undefined) throw invalidToken('the token has no expiry');
   if (maxAge !== undefined && iat === undefined) throw invalidToken('the token does not say when it was issued');
   const expiresAt = maxAge === undefined ? exp : Math.min(exp, (iat as number) + maxAge);
@@ -38,14 +38,16 @@ export function checkClaims(claims: Readonly<Record<string, unknown>>, rules: Cl
   return { issuedAt: iat, expiresAt };
 }
 
-function instant(claims: Readonly<Record<string, unknown>>, name: 'exp' | 'nbf' | 'iat'): number | undefined {
+/** A NumericDate (RFC 7519 §2). @throws AccessError `invalid_token` for what is no instant. */
+export function instantOf(claims: Readonly<Record<string, unknown>>, name: 'exp' | 'nbf' | 'iat'): number | undefined {
   const value = Object.hasOwn(claims, name) ? claims[name] : undefined;
   if (value === undefined) return undefined;
   if (typeof value === 'number' && Math.abs(value) <= MAX_INSTANT) return value;
   throw invalidToken(`${name} is no instant`);
 }
 
-function checkAudience(stated: unknown, accepted: readonly string[] | null): void {
+/** @throws AccessError `invalid_token` unless one of the accepted audiences is stated; null accepts any, and none. */
+export function checkAudience(stated: unknown, accepted: readonly string[] | null): void {
   if (stated === undefined && accepted === null) return;
   const audiences: unknown[] = Array.isArray(stated) ? stated : [stated];
   if (!audiences.every((audience) => typeof audience === 'string')) throw invalidToken('the token has no audience');

@@ -1,11 +1,10 @@
 import type { OptionsParser } from '../errors/options-parser.js';
-import type { Identity } from '../identity/ambient.cjs';
-import type { IdentityInput } from '../identity/create-identity.js';
 import { algorithmRule, canonicalAlgorithm, isHmac, JWT_ALGORITHMS, type JwtAlgorithm } from '../keys/jwt-algorithm.js';
 import { type KeyOptions, type KeySourceFactory, parseKeyOptions } from '../keys/key-options.js';
 import type { KeySource } from '../keys/key-source.js';
 import { type ClaimMap, type MappedClaims, parseClaimMap } from './claim-map.js';
 import { isForeignType, shortType } from './jwt-header.js';
+import type { Identify } from './token-identity.js';
 import type { IssuerRules } from './trusted-issuer.js';
 
 /** What may be stated once for several issuers. */
@@ -21,15 +20,8 @@ export interface JwtIssuerDefaults {
   readonly maxTokenAgeSeconds?: number;
   /** Which claims the identity's fields come from. */
   readonly map?: ClaimMap;
-  /**
-   * The last word about an identity: what it returns replaces fields. Synchronous. It cannot prolong the token. What it
-   * throws refuses the token if it is an AccessError, and is an outage otherwise.
-   */
-  readonly identify?: (
-    claims: Readonly<Record<string, unknown>>,
-    identity: Identity,
-    // biome-ignore lint/suspicious/noConfusingVoidType: a function that returns nothing is meant.
-  ) => Partial<IdentityInput> | undefined | void;
+  /** The last word about an identity: what it returns replaces fields, but cannot prolong the token. */
+  readonly identify?: Identify;
 }
 
 /** One issuer, and what its tokens must be. */

@@ -1,7 +1,6 @@
-import { AccessError } from '../errors/access-error.js';
+import type { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
 import type { Identity } from '../identity/ambient.cjs';
-import { createIdentity } from '../identity/create-identity.js';
 import { type Fetch, systemFetch } from '../keys/fetch-json.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { type CompactJwt, invalidToken, peekJwt } from './compact-jwt.js';
@@ -21,7 +20,7 @@ import {
   type ParsedIssuer,
   parseIssuer,
 } from './jwt-issuer.js';
-import { tokenIdentity } from './token-identity.js';
+import { identified, tokenIdentity } from './token-identity.js';
 import type { VerifiedJwt } from './trusted-issuer.js';
 import type { Presented, VerifiedResult, Verifier } from './verifier.js';
 
@@ -131,29 +130,7 @@ function identityFrom(verified: VerifiedJwt, issuer: ListedIssuer, name: string)
   input.issuedAt = issuedAt;
   input.expiresAt = expiresAt;
   const identity = tokenIdentity(input, name);
-  if (issuer.identify === undefined) return identity;
-  let changes: unknown;
-  try {
-    changes = issuer.identify(claims, identity);
-  } catch (error) {
-    throw (error as { name?: unknown } | null)?.name === 'AccessError' ? error : unavailable('identify threw');
-  }
-  if (changes === undefined || changes === null) return identity;
-  if (typeof changes !== 'object' || typeof (changes as { then?: unknown }).then === 'function') {
-    throw unavailable('identify must return an object, synchronously');
-  }
-  try {
-    const changed = createIdentity({ ...identity, ...changes, verifier: name }, name);
-    return changed.expiresAt !== undefined && changed.expiresAt <= expiresAt
-      ? changed
-      : createIdentity({ ...changed, expiresAt }, name);
-  } catch (error) {
-    throw unavailable(`identify: ${(error as Error).message}`);
-  }
-}
-
-function unavailable(reason: string): AccessError {
-  return new AccessError('verifier_unavailable', { reason });
+  return identified(identity, claims, issuer.identify, name);
 }
 
 const ANY_ISSUER: JwtIssuerOptions = {
