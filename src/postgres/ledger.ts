@@ -123,8 +123,8 @@ export function postgresLedger(pool: PostgresPool, options: PostgresLedgerOption
   }
 
   /** The records of these sources, locked until the end of the transaction: one writer at a time per source. */
-  async function lockSources(connection: PostgresConnection, names: readonly string[]): Promise<SourceRecord[]> {
-    const sorted = [...new Set(names)].sort();
+  async function lockSources(connection: PostgresConnection, names: ReadonlySet<string>): Promise<SourceRecord[]> {
+    const sorted = [...names].sort();
     await connection.query('INSERT INTO tollkeeper_sources (source) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING', [
       sorted,
     ]);
@@ -144,49 +144,69 @@ export function postgresLedger(pool: PostgresPool, options: PostgresLedgerOption
     );
   }
 
+  /**
+   * Locks are taken in one order by every writer: events by source and sequence number, then sources, then roll-ups, each
+   * sorted; what all writers share comes last, and is locked for as short as can be.
+   */
   async function enterBatch(connection: PostgresConnection, batch: readonly UsageEvent[]): Promise<void> {
-    const arrivals = new Arrivals(
-      await lockSources(
-        connection,
-        batch.map(({ source }) => source),
-      ),
-    );
-    const pruned = await prunedMs(connection);
-    // Rows of old events may have been deleted: then the sequence number tells that they were here.
-    const fresh = batch.filter((event) => Date.parse(event.time) >= pruned || !arrivals.had(event));
+    const fresh = await withoutForgotten(connection, batch);
     const events = new Map(fresh.map((event) => [identify(event.id, event.source, Date.parse(event.time)), event]));
-    const inserted = await insertEvents(connection, [...events.values()]);
+    const inserted = await insertEvents(connection, events);
+    if (inserted.length === 0) return;
+    const arrivals = new Arrivals(await lockSources(connection, new Set(inserted.map(({ source }) => source))));
     const changes = new RollupChanges<string>();
-    for (const id of inserted) {
-      const event = events.get(id) as UsageEvent;
+    for (const event of inserted) {
       arrivals.note(event);
       if (event.corrects === undefined) changes.add(keyIdOf(event), Date.parse(event.time), event, true);
     }
     for (const record of arrivals.changed()) await saveSource(connection, record);
-    // Last, so that the rows that all writers share are locked for as short as can be.
     await bookRollups(connection, changes);
   }
 
-  /** @returns the events that were new, as `identify` spells them. */
-  async function insertEvents(connection: PostgresConnection, events: readonly UsageEvent[]): Promise<string[]> {
-    if (events.length === 0) return [];
+  /** Without the old events whose rows were deleted: their sequence numbers tell that they were here. */
+  async function withoutForgotten(connection: PostgresConnection, batch: readonly UsageEvent[]) {
+    const pruned = await prunedMs(connection);
+    if (!batch.some(({ time }) => Date.parse(time) < pruned)) return batch;
+    const arrivals = new Arrivals(await lockSources(connection, new Set(batch.map(({ source }) => source))));
+    return batch.filter((event) => Date.parse(event.time) >= pruned || !arrivals.had(event));
+  }
+
+  /** @returns the events that were new. */
+  async function insertEvents(
+    connection: PostgresConnection,
+    events: ReadonlyMap<string, UsageEvent>,
+  ): Promise<UsageEvent[]> {
+    if (events.size === 0) return [];
+    const list = [...events.values()];
+    // The events travel as one JSON array: escaping each of them as an array's text costs more. Mostly all of them are
+    // new, and then nothing needs to travel back.
     const { rows } = await connection.query(
-      `INSERT INTO tollkeeper_events (id, source, time, seq, key_id, corrects, request_id, json)
-       SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::text[])
-       ON CONFLICT DO NOTHING
-       RETURNING id, source, (extract(epoch FROM time) * 1000)::bigint AS ms`,
+      `WITH entered AS (
+         INSERT INTO tollkeeper_events (id, source, time, seq, key_id, corrects, request_id, json)
+         SELECT id, source, time, seq, key_id, corrects, request_id, json::text
+         FROM ROWS FROM (unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::text[], $7::text[]),
+           json_array_elements($8::json)) AS given (id, source, time, seq, key_id, corrects, request_id, json)
+         ON CONFLICT DO NOTHING
+         RETURNING id, source, (extract(epoch FROM time) * 1000)::bigint AS ms
+       )
+       SELECT count(*) AS count,
+         CASE WHEN count(*) < $9 THEN coalesce(json_agg(json_build_array(id, source, ms)), '[]') END AS entered FROM entered`,
       [
-        events.map(({ id }) => id),
-        events.map(({ source }) => source),
-        events.map(({ time }) => new Date(time).toISOString()),
-        events.map(({ seq }) => seq),
-        events.map((event) => (event.corrects === undefined ? keyIdOf(event) : null)),
-        events.map(({ corrects }) => corrects ?? null),
-        events.map(({ requestId }) => requestId ?? null),
-        events.map((event) => JSON.stringify(event)),
+        list.map(({ id }) => id),
+        list.map(({ source }) => source),
+        list.map(({ time }) => time),
+        list.map(({ seq }) => seq),
+        list.map((event) => (event.corrects === undefined ? keyIdOf(event) : null)),
+        list.map(({ corrects }) => corrects ?? null),
+        list.map(({ requestId }) => requestId ?? null),
+        `[${list.map((event) => JSON.stringify(event)).join(',')}]`,
+        list.length,
       ],
     );
-    return rows.map(({ id, source, ms }) => identify(String(id), String(source), Number(ms)));
+    const [row] = rows;
+    if (Number(row?.count) === list.length) return list;
+    const entered = row?.entered as [id: string, source: string, ms: number][];
+    return entered.map(([id, source, ms]) => events.get(identify(id, source, ms)) as UsageEvent);
   }
 
   /**
@@ -330,10 +350,7 @@ export function postgresLedger(pool: PostgresPool, options: PostgresLedgerOption
     async sourceNotes(notes: readonly SourceNote[]) {
       if (notes.length === 0) return;
       await inTransaction(pool, async (connection) => {
-        const records = await lockSources(
-          connection,
-          notes.map(({ source }) => source),
-        );
+        const records = await lockSources(connection, new Set(notes.map(({ source }) => source)));
         const byName = new Map(records.map((record) => [record.source, record]));
         for (const note of notes) enterNote(byName.get(note.source) as SourceRecord, note);
         for (const record of records) await saveSource(connection, record);

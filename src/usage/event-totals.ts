@@ -1,5 +1,5 @@
 import type { UsageEvent } from '../meter/usage-event.js';
-import { EVENT_COUNT, ROLLUP_KEYS } from './rollup.js';
+import { EVENT_COUNT, ONE_REQUEST, ROLLUP_KEYS } from './rollup.js';
 import { keyOf, matches, type ParsedQuery } from './usage-query.js';
 import type { UsageTotals } from './usage-totals.js';
 
@@ -44,8 +44,10 @@ export interface RollupSum {
 
 /** Adds one row of the roll-ups to a report. */
 export function addRollup(totals: UsageTotals, { keys, quantities, intervalStart }: ParsedQuery, sum: RollupSum): void {
-  const counted = sum.quantity === EVENT_COUNT;
-  if (!counted && quantities?.has(sum.quantity) === false) return;
+  const counted = sum.quantity === EVENT_COUNT || sum.quantity === ONE_REQUEST;
+  const quantity = sum.quantity === ONE_REQUEST ? 'requests' : sum.quantity;
+  const wanted = quantity !== EVENT_COUNT && (quantities?.has(quantity) ?? true);
+  if (!counted && !wanted) return;
   const key: Record<string, string> = {};
   for (const name of ROLLUP_KEYS) {
     const value = sum.values[name];
@@ -56,6 +58,6 @@ export function addRollup(totals: UsageTotals, { keys, quantities, intervalStart
     ...(intervalStart === undefined || sum.bucket === undefined ? {} : { fromMs: intervalStart(sum.bucket) }),
     billable: sum.billable,
     events: counted ? Number(sum.amount) : 0,
-    quantities: counted ? [] : [[sum.quantity, sum.amount]],
+    quantities: wanted ? [[quantity, sum.amount]] : [],
   });
 }

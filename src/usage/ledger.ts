@@ -96,6 +96,7 @@ export interface LedgerDifference {
   /** The 15 minutes' first instant. */
   readonly bucket: Date;
   readonly key: Readonly<Record<string, string>>;
+  /** A quantity, or `events` for their number. */
   readonly quantity: string;
   readonly rolledUp: bigint;
   readonly recomputed: bigint;

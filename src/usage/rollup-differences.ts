@@ -1,6 +1,15 @@
 import type { UsageEvent } from '../meter/usage-event.js';
 import type { LedgerDifference } from './ledger.js';
-import { DAY_MS, joinAmount, ROLLUP_KEYS, RollupChanges, type RollupKey, rollupKeyOf } from './rollup.js';
+import {
+  DAY_MS,
+  EVENT_COUNT,
+  joinAmount,
+  ONE_REQUEST,
+  ROLLUP_KEYS,
+  RollupChanges,
+  type RollupKey,
+  rollupKeyOf,
+} from './rollup.js';
 
 /** A roll-up as it is recorded. */
 export interface RecordedRollup {
@@ -38,7 +47,13 @@ export class RollupDifferences {
     const report = (id: string, rolledUp: bigint, recomputed: bigint): void => {
       const [tier, bucket, key, quantity] = JSON.parse(id) as [number, number, string, string];
       if (rolledUp === recomputed || bucket < this.#prunedMs) return;
-      differences.push({ bucket: new Date(bucket), key: describe(tier, key), quantity, rolledUp, recomputed });
+      differences.push({
+        bucket: new Date(bucket),
+        key: describe(tier, key),
+        quantity: nameOf(quantity),
+        rolledUp,
+        recomputed,
+      });
     };
     for (const { tier, bucket, key, quantity, amount } of recorded) {
       const id = JSON.stringify([tier, bucket, JSON.stringify(key), quantity]);
@@ -48,6 +63,11 @@ export class RollupDifferences {
     for (const [id, recomputed] of expected) report(id, 0n, recomputed);
     return differences;
   }
+}
+
+/** The events themselves are counted too: under the name `events`, which is no quantity here. */
+function nameOf(quantity: string): string {
+  return quantity === EVENT_COUNT || quantity === ONE_REQUEST ? 'events' : quantity;
 }
 
 function describe(tier: number, key: string): Record<string, string> {

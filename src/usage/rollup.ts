@@ -10,6 +10,12 @@ export const TIERS = [QUARTER_MS, DAY_MS] as const;
 /** The name under which the roll-ups hold the number of events. No quantity has an empty name. */
 export const EVENT_COUNT = '';
 
+/**
+ * The name under which they hold the events that also count one request, which is nearly all: one row instead of two. No
+ * quantity's name begins with a digit.
+ */
+export const ONE_REQUEST = '1';
+
 /** What roll-ups are keyed by, in the order of their columns. An absent value is the empty string: no field is empty. */
 export const ROLLUP_KEYS = ['tenant', 'clientId', 'issuer', 'authId', 'type'] as const satisfies (keyof UsageFilter)[];
 
@@ -56,8 +62,12 @@ export class RollupChanges<K extends string | number> {
 
   /** @param counted whether it counts as an event: corrections do not. */
   add(key: K, atMs: number, event: Pick<UsageEvent, 'quantities'>, counted: boolean): void {
-    if (counted) this.#addAmount(key, atMs, EVENT_COUNT, 1);
-    for (const [quantity, { value }] of Object.entries(event.quantities)) this.#addAmount(key, atMs, quantity, value);
+    const { quantities } = event;
+    const one = counted && Object.hasOwn(quantities, 'requests') && quantities.requests?.value === 1;
+    if (counted) this.#addAmount(key, atMs, one ? ONE_REQUEST : EVENT_COUNT, 1);
+    for (const [quantity, { value }] of Object.entries(quantities)) {
+      if (!(one && quantity === 'requests')) this.#addAmount(key, atMs, quantity, value);
+    }
   }
 
   /** In a fixed order, so that writers that meet wait for each other and never deadlock. */

@@ -41,9 +41,9 @@ describeWith('postgres', 'postgresLedger', () => {
   it('reports roll-ups that somebody has changed', async () => {
     const { pool, ledger, end } = await open();
     await ledger.write([usageEvent({ seq: 1 })], signal);
-    await pool.query("UPDATE tollkeeper_rollups SET amount = 7 WHERE quantity = 'requests' AND tier = 900000");
+    await pool.query("UPDATE tollkeeper_rollups SET amount = 7 WHERE quantity = '1' AND tier = 900000");
     expect(await ledger.verify()).toMatchObject([
-      { quantity: 'requests', rolledUp: 7n, recomputed: 1n, bucket: new Date('2026-03-01T10:00:00Z') },
+      { quantity: 'events', rolledUp: 7n, recomputed: 1n, bucket: new Date('2026-03-01T10:00:00Z') },
     ]);
     await end();
   });

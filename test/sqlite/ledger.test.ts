@@ -32,22 +32,20 @@ for (const [driver, make] of drivers) {
     it('reports roll-ups that somebody has changed, and the events that are behind them', async () => {
       const { db, ledger, end } = await open(make);
       await ledger.write([usageEvent({ seq: 1 }), usageEvent({ seq: 2, tenant: 'b' })], new AbortController().signal);
-      db.exec(
-        "UPDATE tollkeeper_rollups SET low = low + 5 WHERE quantity = 'requests' AND tier = 900000 AND key_id = 1",
-      );
-      db.exec("DELETE FROM tollkeeper_rollups WHERE quantity = '' AND tier = 86400000 AND key_id = 2");
+      db.exec("UPDATE tollkeeper_rollups SET low = low + 5 WHERE quantity = '1' AND tier = 900000 AND key_id = 1");
+      db.exec("DELETE FROM tollkeeper_rollups WHERE quantity = '1' AND tier = 86400000 AND key_id = 2");
       const differences = await ledger.verify();
       expect(differences).toEqual([
         {
           bucket: new Date('2026-03-01T10:00:00Z'),
           key: { tenant: 't', issuer: 'iss', authId: 'k1', type: 'call', billable: 'true', tier: 'quarter' },
-          quantity: 'requests',
+          quantity: 'events',
           rolledUp: 6n,
           recomputed: 1n,
         },
         expect.objectContaining({
           bucket: new Date('2026-03-01T00:00:00Z'),
-          quantity: '',
+          quantity: 'events',
           rolledUp: 0n,
           recomputed: 1n,
         }),
