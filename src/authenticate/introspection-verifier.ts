@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto';
 import { channel } from 'node:diagnostics_channel';
+import { setMaxListeners } from 'node:events';
 import { LRUCache } from 'lru-cache';
 import { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
@@ -73,7 +74,7 @@ const OPTIONS: readonly (keyof IntrospectionVerifierOptions)[] = [
 /** Refused tokens that are remembered, as hashes. */
 const MAX_REFUSED = 10_000;
 /** Questions at the same time: beyond, more sockets would only make the server slower. */
-const MAX_IN_FLIGHT = 512;
+const MAX_IN_FLIGHT = 256;
 const TOLERANCE_SECONDS = 5;
 /** `token_type` of what may be an access token shown as a bearer token. */
 const BEARER_TYPES: readonly unknown[] = [undefined, null, 'bearer', 'access_token'];
@@ -98,6 +99,8 @@ export function introspectionVerifier(options: IntrospectionVerifierOptions): Ve
   const refused = new LRUCache<string, number>({ max: MAX_REFUSED });
   const flights = new Map<string, Promise<Answer>>();
   const closing = new AbortController();
+  // Every question listens for the end.
+  setMaxListeners(0, closing.signal);
 
   async function ask(token: string): Promise<Answer> {
     const body = new URLSearchParams({ token, token_type_hint: 'access_token', ...settings.form }).toString();

@@ -79,21 +79,13 @@ describe('tokens of a real OpenID provider', () => {
       const clock = manualClock(Date.now());
       const verifier = introspectionVerifier({
         endpoint: oidc.introspection,
-        credentials: {
-          ...oidc.client,
-          ...(method === 'post' ? { clientSecret: oidc.client.clientSecret, method } : {}),
-        },
+        credentials: { ...oidc.client, method },
         issuer: oidc.issuer,
         clock,
       });
       const api = await guardedApi({ verifiers: [verifier], clock });
       closing.push(() => api.close());
       const token = await oidc.token({ scope: 'a:read a:write' });
-      // The provider takes one way of authentication per client: `basic` here.
-      if (method === 'post') {
-        expect(await api.get(token)).toMatchObject({ status: 503, code: 'verifier_unavailable' });
-        return;
-      }
       const { status, identity } = await api.get(token);
       expect(status).toBe(200);
       expect(identity).toMatchObject({
@@ -169,16 +161,16 @@ describe('what the server is asked', () => {
     expect(as.questions).toHaveLength(1);
   });
 
-  it('is asked about no more than 512 tokens at the same time', async () => {
-    const { as, api } = await setup({ timeoutSeconds: 5 });
+  it('is asked about no more than 256 tokens at the same time', async () => {
+    const { as, api } = await setup({ timeoutSeconds: 60 });
     const waiting: ServerResponse[] = [];
     as.answer = (_req, res) => void waiting.push(res);
-    const answers = Array.from({ length: 520 }, (_, i) => api.get(`t-${i}`));
-    while (waiting.length < 512) await new Promise((resolve) => setTimeout(resolve, 10));
+    const answers = Array.from({ length: 260 }, (_, i) => api.get(`t-${i}`));
+    while (waiting.length < 256) await new Promise((resolve) => setTimeout(resolve, 10));
     for (const res of waiting) res.end('{"active":true,"sub":"u"}');
     const statuses = (await Promise.all(answers)).map(({ status }) => status);
-    expect(statuses.filter((status) => status === 503)).toHaveLength(8);
-    expect(statuses.filter((status) => status === 200)).toHaveLength(512);
+    expect(statuses.filter((status) => status === 503)).toHaveLength(4);
+    expect(statuses.filter((status) => status === 200)).toHaveLength(256);
   });
 });
 
