@@ -170,7 +170,10 @@ export class RegistryInput {
       return { limit: DEFAULT_LIMIT };
     }
     if (cursor === undefined) return { limit };
-    if (typeof cursor !== 'string' || !/^[1-9]\d{0,14}$/.test(cursor)) this.problem('cursor must be a nextCursor');
+    if (typeof cursor !== 'string' || !/^[1-9]\d{0,14}$/.test(cursor)) {
+      this.problem('cursor must be a nextCursor');
+      return { limit };
+    }
     return { limit, after: Number(cursor) };
   }
 

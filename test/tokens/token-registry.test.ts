@@ -371,7 +371,7 @@ describe('tokens', () => {
           }
         },
       ),
-      { numRuns: 150 },
+      { numRuns: 500 },
     );
   });
 
