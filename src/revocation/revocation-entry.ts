@@ -125,7 +125,7 @@ function keyed({ action, kind, id, issuer }: NamedTarget): { key: string; target
 function instant(parser: OptionsParser, name: string, value: unknown, fallback: number): number {
   if (value === undefined) return fallback;
   if (value === Number.POSITIVE_INFINITY) return FOREVER;
-  if (typeof value === 'number' && value >= 0 && value < FOREVER) return Math.max(1, Math.floor(value));
+  if (typeof value === 'number' && value >= 0 && value < FOREVER) return Math.floor(value);
   parser.problem(`options.${name} must be epoch seconds (not milliseconds) or Infinity`);
   return fallback;
 }

@@ -109,6 +109,7 @@ describe('createRevocations with the memory store', () => {
     const { revocations } = inMemory();
     void revocations.revoke({ keyId: 'k1' });
     expect(revocations.check(identity({ keyId: 'k1', issuedAt: NOW + 86_400 }))).toBe('revoked');
+    expect(revocations.check(identity({ keyId: 'k1', issuedAt: 1e15 }))).toBe('revoked');
   });
 
   it('takes Infinity as a watermark that nothing passes', () => {
@@ -138,6 +139,15 @@ describe('createRevocations with the memory store', () => {
     expect(revocations.check(identity({ tenant: 't1', clientId: 'c1', issuedAt: NOW - 9 }))).toBe('live');
     expect(revocations.check(identity({ tenant: 't1', issuedAt: NOW - 10 }))).toBe('live');
     expect(revocations.check(identity({ issuedAt: NOW - 90 }))).toBe('revoked');
+  });
+
+  it('takes a new watermark where an old one has expired, not the old one again', () => {
+    const { clock, revocations } = inMemory();
+    void revocations.revoke({ clientId: 'c1' }, { before: NOW + 500, expiresAt: NOW + 100 });
+    clock.advance(160);
+    void revocations.revoke({ clientId: 'c1' });
+    expect(revocations.check(identity({ clientId: 'c1', issuedAt: NOW + 160 }))).toBe('revoked');
+    expect(revocations.check(identity({ clientId: 'c1', issuedAt: NOW + 161 }))).toBe('live');
   });
 
   it('forgets a watermark on everything when it has expired', () => {
