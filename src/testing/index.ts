@@ -5,3 +5,4 @@ export { type ManualClock, manualClock } from './manual-clock.js';
 export { type RevocationStoresUnderTest, revocationStoreContract } from './revocation-contract.js';
 export { type TestAlgorithm, type TestIssuer, type TestIssuerOptions, testIssuer } from './test-issuer.js';
 export { type TokenStoreUnderTest, tokenStoreContract } from './token-store-contract.js';
+export { type VerifierUnderTest, verifierContract } from './verifier-contract.js';
