@@ -232,6 +232,15 @@ describe('a Kubernetes workload', () => {
     expect(identity).not.toHaveProperty('tokenId');
   });
 
+  it('must say which service account it is of, even where the policy does not care', async () => {
+    const { api } = await setup([{ ...CLUSTER_POLICY, match: { sub: kubernetes().sub } }]);
+    expect((await api.get(signed(cluster, kubernetes()))).status).toBe(200);
+    for (const uid of [undefined, '', 7, null]) {
+      const token = signed(cluster, changed(kubernetes(), 'kubernetes.io serviceaccount uid', uid));
+      expect((await api.get(token)).status).toBe(401);
+    }
+  });
+
   it('lives a day at most unless its policy says otherwise', async () => {
     const { api } = await setup([{ ...CLUSTER_POLICY, maxSubjectLifetimeSeconds: undefined }]);
     expect((await api.get(signed(cluster, changed(kubernetes(), 'exp', NOW + 86_400)))).status).toBe(200);
@@ -293,6 +302,7 @@ describe('a GitHub Actions job', () => {
     expect((await api.get(token)).status).toBe(200);
     clock.advance(10);
     expect((await api.get(token)).status).toBe(401);
+    expect(api.reasons).toEqual(['the token is older than the policy allows']);
   });
 });
 
@@ -336,6 +346,20 @@ describe('a workload of another OpenID issuer', () => {
     expect((await api.get(signed(other, { ...claims, project_id: '11' }))).status).toBe(401);
     const none = await setup([], issuers);
     expect((await none.api.get(signed(other, claims))).status).toBe(401);
+  });
+
+  it('has nothing of the policies that are about other issuers', async () => {
+    const two: WorkloadIssuer[] = [
+      ...issuers,
+      { issuer: 'https://b', kind: 'oidc', keys: { jwks: { keys: [other.jwk] } } },
+    ];
+    const { api } = await setup(
+      [policy({ project_id: '9' }), { ...policy({ project_id: '10' }), id: 'b', issuer: 'https://b' }],
+      two,
+    );
+    expect((await api.get(signed(other, { ...claims, iss: 'https://b' }))).status).toBe(401);
+    expect((await api.get(signed(other, { ...claims, project_id: '10' }))).status).toBe(401);
+    expect((await api.get(signed(other, { ...claims, iss: 'https://b', project_id: '10' }))).status).toBe(200);
   });
 
   it('is refused when two policies match, since none can be named', async () => {
