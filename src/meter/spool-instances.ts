@@ -134,7 +134,7 @@ function listen(path: string): Promise<Server> {
   return new Promise((resolve, reject) => {
     const server = createServer((socket) => socket.destroy());
     server.once('error', reject);
-    // Exclusive: in a worker of `node:cluster` the primary would hold the socket, and the worker would never look dead.
+    // Exclusive: in a worker of `node:cluster` the primary would hold the socket for it, and it has to be the worker's own.
     server.listen({ path, exclusive: true }, () => {
       server.removeListener('error', reject);
       server.on('error', () => undefined);

@@ -112,6 +112,39 @@ export async function readEvents(
   if (segment.resume.size > MAX_RESUME && oldest !== undefined) segment.resume.delete(oldest);
 }
 
+/** Records as they were written, with the sequence numbers of the final events among them. */
+export interface RecentGroup {
+  readonly bytes: Buffer;
+  readonly firstSeq: number;
+  readonly lastSeq: number;
+}
+
+/**
+ * Adds the group's events after `afterSeq` to `events`.
+ *
+ * @returns false when the limits are reached.
+ */
+export function takeEvents(
+  { bytes, firstSeq }: RecentGroup,
+  afterSeq: number,
+  limits: { maxEvents: number; maxBytes: number },
+  events: StoredEvent[],
+): boolean {
+  let left = limits.maxBytes - events.reduce((sum, event) => sum + event.json.length, 0);
+  let seq = firstSeq - 1;
+  for (let at = 0; at < bytes.length; ) {
+    const start = at + RECORD_HEAD_BYTES;
+    const end = start + bytes.readUInt32LE(at);
+    const isFinal = bytes[at + 8] === RecordType.final;
+    at = end;
+    if (!isFinal || ++seq <= afterSeq) continue;
+    left -= end - start;
+    if (events.length >= limits.maxEvents || (events.length > 0 && left < 0)) return false;
+    events.push({ seq, json: bytes.toString('utf8', start, end) });
+  }
+  return true;
+}
+
 /** The last indexed offset before which no event after `afterSeq` stands. */
 function startFor(segment: Segment, afterSeq: number): number {
   let low = 0;

@@ -2,7 +2,10 @@ import { unlink } from 'node:fs/promises';
 import type { SourceLog, StoredEvent } from './event-log.js';
 import type { SpoolCursors } from './spool-cursors.js';
 import { codeOf, removeInstance, syncDirectory } from './spool-files.js';
-import { readEvents, type Segment } from './spool-segment.js';
+import { type RecentGroup, readEvents, type Segment, takeEvents } from './spool-segment.js';
+
+/** Bytes of records that are kept in memory for sinks that keep up. */
+const RECENT_BYTES = 2 * 1024 * 1024;
 
 /** What the sources of one spool share. */
 export interface SourceContext {
@@ -26,6 +29,9 @@ export class SpoolSource implements SourceLog {
   closed: boolean;
   readonly #context: SourceContext;
   readonly #finished = new Set<string>();
+  /** The last groups that were written, so that sinks that keep up cost no reading. */
+  #recent: RecentGroup[] = [];
+  #recentBytes = 0;
 
   constructor(
     context: SourceContext,
@@ -60,6 +66,11 @@ export class SpoolSource implements SourceLog {
 
   async read(afterSeq: number, limits: { maxEvents: number; maxBytes: number }): Promise<readonly StoredEvent[]> {
     const events: StoredEvent[] = [];
+    const recent = this.#recent.findIndex(({ firstSeq, lastSeq }) => firstSeq <= afterSeq + 1 && lastSeq > afterSeq);
+    if (recent !== -1) {
+      for (const group of this.#recent.slice(recent)) if (!takeEvents(group, afterSeq, limits, events)) break;
+      return events;
+    }
     for (const segment of [...this.segments]) {
       if (segment.firstSeq === 0 || segment.lastSeq <= afterSeq) continue;
       try {
@@ -75,6 +86,13 @@ export class SpoolSource implements SourceLog {
       if (events.length > 0) break;
     }
     return events;
+  }
+
+  /** Keeps what was just written, for a while. */
+  remember(group: RecentGroup): void {
+    this.#recent.push(group);
+    this.#recentBytes += group.bytes.length;
+    while (this.#recentBytes > RECENT_BYTES) this.#recentBytes -= this.#recent.shift()?.bytes.length ?? 0;
   }
 
   advance(sink: string, seq: number): void {

@@ -95,7 +95,7 @@ export class SpoolWriter<R> {
 
   /** Opens the first segment. @throws when the disk cannot be written. */
   async open(): Promise<void> {
-    await this.#openSegment(1);
+    if (this.#file === undefined) await this.#openSegment(1);
     await this.#makeReserve();
   }
 
@@ -134,6 +134,11 @@ export class SpoolWriter<R> {
       this.#rescue.push(group);
     }
     await this.durable();
+  }
+
+  /** Records that are in memory alone. */
+  get unwritten(): number {
+    return this.#queue.accepted - this.#durable;
   }
 
   /** Called every second or so: notices a disk that does not answer. */
@@ -266,6 +271,7 @@ export class SpoolWriter<R> {
       if (group.firstSeq > 0) {
         noteEvents(segment, group.firstSeq, group.lastSeq, start);
         source.lastSeq = group.lastSeq;
+        source.remember(group);
       }
       for (const entry of group.opened) entry.segment = segment;
       for (const entry of group.closed) this.#queue.open.delete(entry.record);

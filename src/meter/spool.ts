@@ -325,20 +325,36 @@ class Spool<R> implements EventLog<R> {
 
   /** Deletes what no sink needs any more. */
   async #reclaim(): Promise<void> {
-    const pressure = (): boolean => this.#bytes() > this.#settings.maxBytes * OBSERVATIONAL_SHARE;
     for (const recovered of [...this.#adopted]) {
       const { source } = recovered;
       if (!source.closed) continue;
-      if (source.done(pressure())) {
+      if (source.done(this.#excess() > 0)) {
         await source.remove();
         this.#adopted.splice(this.#adopted.indexOf(recovered), 1);
         this.#changed();
-      } else await source.delete(source.deletable(pressure()));
+      } else await source.delete(this.#deletable(source));
     }
-    const candidates = this.#own.deletable(pressure());
+    const candidates = this.#deletable(this.#own);
     const free = this.#carryOpenIntents(candidates);
     await this.#own.delete(candidates.slice(0, free));
     this.#evaluate();
+  }
+
+  /** What nobody needs, and of what only observational sinks need, the oldest that is too much. */
+  #deletable(source: SpoolSource): Segment[] {
+    const segments = source.deletable(false);
+    let excess = this.#excess() - segments.reduce((sum, segment) => sum + segment.bytes, 0);
+    for (const segment of source.deletable(true).slice(segments.length)) {
+      if (excess <= 0) break;
+      segments.push(segment);
+      excess -= segment.bytes;
+    }
+    return segments;
+  }
+
+  /** Bytes beyond what is kept for observational sinks. */
+  #excess(): number {
+    return this.#bytes() - this.#settings.maxBytes * OBSERVATIONAL_SHARE;
   }
 
   /**
@@ -349,6 +365,7 @@ class Spool<R> implements EventLog<R> {
    */
   #carryOpenIntents(segments: readonly Segment[]): number {
     let free = segments.length;
+    if (free === 0) return 0;
     for (const entry of this.#queue.open.values()) {
       const index = entry.segment === undefined ? -1 : segments.indexOf(entry.segment);
       if (index === -1) continue;
@@ -373,7 +390,7 @@ class Spool<R> implements EventLog<R> {
   async #close(signal: AbortSignal): Promise<void> {
     for (const timer of this.#timers) clearInterval(timer);
     this.#evaluate();
-    await this.#starting?.catch(() => undefined);
+    await Promise.race([this.#starting?.catch(() => undefined), aborted(signal)]);
     if (this.#started) {
       // What the disk does not take by then is lost with the process.
       await Promise.race([this.seal().then(() => this.#background), aborted(signal)]);
@@ -383,6 +400,8 @@ class Spool<R> implements EventLog<R> {
   }
 
   async #finish(): Promise<void> {
+    const { unwritten } = this.#writer;
+    if (unwritten > 0 && alerts.hasSubscribers) alerts.publish({ type: 'unwritten', records: unwritten });
     await this.#writer.close();
     for (const source of this.#sources()) {
       await source.cursors.save().catch(() => undefined);

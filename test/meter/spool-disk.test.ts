@@ -251,6 +251,9 @@ describe('reading', () => {
     const spool = await open();
     for (const id of ['a', 'b', 'c']) await serve(spool, id);
     await spool.flush();
+    // The last 2 MiB are also in memory.
+    for (let index = 0; index < 2500; index++) spool.final({ id: `${index}-${'x'.repeat(1000)}` });
+    await spool.flush();
     const path = join(directory, spool.instance, 'seg-0000000000000001.log');
     const file = await openFile(path, 'r+');
     const { size } = await file.stat();
@@ -259,10 +262,12 @@ describe('reading', () => {
     await file.write('X', bytes.indexOf('"id":"b","seq"') + 6);
     await file.close();
     for (let round = 0; round < 2; round++) {
-      expect((await readAll(spool.sources()[0] as never)).map(({ id, seq }) => [id, seq])).toEqual([
+      const events = await readAll(spool.sources()[0] as never);
+      expect(events.slice(0, 2).map(({ id, seq }) => [id, seq])).toEqual([
         ['a', 1],
         ['c', 3],
       ]);
+      expect(events).toHaveLength(2502);
     }
     expect(spool.stats().corrupt).toBe(1);
   });

@@ -1,4 +1,5 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { readlinkSync } from 'node:fs';
 import { type FileHandle, mkdir, readdir, readFile, rm, stat, symlink, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
@@ -60,6 +61,11 @@ async function serve(spool: EventLog<Entry>, id: string): Promise<void> {
   const entry = { id };
   await spool.intent(entry);
   spool.final(entry);
+}
+
+/** Cursors are written while a segment hangs. */
+function isSegment(handle: FileHandle): boolean {
+  return readlinkSync(`/proc/self/fd/${handle.fd}`).includes('/seg-');
 }
 
 type RecordLine = readonly [type: RecordType, json: object | string];
@@ -269,6 +275,25 @@ describe('the writer', () => {
     await crashCopy(elsewhere, spool.instance, directory);
     const { events } = await adopt({}, spool.instance);
     expect(events.map(({ id, outcome, used }) => [id, outcome, used])).toEqual([['stream', 'unknown', 3]]);
+  });
+
+  test('deletes no segment before the open intents in it are durable elsewhere', async () => {
+    const spool = await open({ maxBytes: 16 * MIB });
+    await spool.intent({ id: 'stream' });
+    for (let index = 0; index < 4000; index++) spool.final({ id: `${index}-${'x'.repeat(1000)}` });
+    await spool.flush();
+    const own = join(directory, spool.instance);
+    const before = await segmentsOf(own);
+    let release!: () => void;
+    const hang = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    await intercept('write', (handle) => (isSegment(handle) ? hang : undefined));
+    spool.sources()[0]?.advance('ledger', 4000);
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    expect(await segmentsOf(own)).toEqual(before);
+    release();
+    await until(async () => (await segmentsOf(own)).length < before.length);
   });
 
   test('refuses intents that were still queued when the disk failed, and writes nothing of them', async () => {

@@ -388,12 +388,18 @@ describe('liveness', () => {
     expect((await readAll(second.sources()[0] as never)).map(({ id }) => id)).toEqual(['second']);
   });
 
-  test('a living instance whose socket was deleted binds it again, and is not adopted', async () => {
-    const [first, second] = await Promise.all([open(), open()]);
+  test('a living instance whose socket was deleted binds it again, and is not adopted meanwhile', async () => {
+    const first = await open();
+    const second = await open();
     const socket = join(directory, first.instance, 'alive');
-    await rm(socket);
+    await new Promise((resolve) => setTimeout(resolve, 1_000));
+    // Over the next round of looking for dead ones.
+    for (const end = Date.now() + 1_900; Date.now() < end; ) {
+      await rm(socket, { force: true });
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
     await until(async () => (await readdir(join(directory, first.instance))).includes('alive'));
-    await new Promise((resolve) => setTimeout(resolve, 2_500));
+    await new Promise((resolve) => setTimeout(resolve, 2_000));
     expect(second.sources()).toHaveLength(1);
     expect(first.refusal).toBeUndefined();
   });
@@ -508,6 +514,7 @@ describe('bounds', () => {
     await until(() => spool.stats().bytes <= 4 * MIB);
     const { dropped } = spool.stats();
     expect(dropped.metrics).toBeGreaterThan(1000);
+    expect(spool.stats().bytes).toBeGreaterThan(2.5 * MIB);
     expect(dropped.metrics).toBe(own?.cursor('metrics'));
     expect(await readAll(own as never, own?.cursor('metrics'))).toHaveLength(all - (dropped.metrics ?? 0));
   });
@@ -525,6 +532,19 @@ describe('sinks that come and go', () => {
     await spool.forget('old');
     await until(() => spool.sources().length === 1);
     expect(spool.stats().absent).toEqual([]);
+  });
+
+  test('it holds the segments too, not only the directory', async () => {
+    const options = { maxBytes: 16 * MIB };
+    const dead = await killedWith((spool) => void fill(spool, 4), { ...options, billing: ['ledger', 'old'] });
+    const spool = await open(options);
+    await until(() => spool.sources()[1]?.closed === true);
+    const adopted = join(directory, spool.instance, 'adopted', dead);
+    const before = await segmentsOf(adopted);
+    expect(before.length).toBeGreaterThan(3);
+    await deliver(spool, 'ledger');
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    expect(await segmentsOf(adopted)).toEqual(before);
   });
 
   test('one that was done holds nothing, and an observational one neither', async () => {
