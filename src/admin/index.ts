@@ -1,1 +1,2 @@
-export {};
+export { type AdminHandler, type AdminRouterOptions, adminRouter } from './admin-router.js';
+export type { Guard } from './run-guard.js';
