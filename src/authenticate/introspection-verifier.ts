@@ -89,7 +89,7 @@ const diagnostics = channel('tollkeeper:verifier');
  * Only `active: true` lets a token in; a refusal is remembered for `negativeTtlSeconds`. A server that does not answer, answers
  * with another status than 200 or with no JSON object is an outage: 503. One question at a time is asked about one token.
  *
- * `authId` is `client_id`, else `sub`.
+ * `authId` is `auth_id` where the server states one, else `client_id`, else `sub`.
  *
  * @throws TypeError that lists every problem of the options.
  */
@@ -203,7 +203,7 @@ function parseOptions(given: IntrospectionVerifierOptions) {
     parser.number(option, options[option], fallback, { min, max: 86_400 });
   const { audience, map = {} } = options;
   // RFC 7662 §2.2: `sub` is optional, and absent where a client acts for itself.
-  const defaults: ClaimMap = { subject: ['sub', 'client_id'], authId: ['client_id', 'sub'] };
+  const defaults: ClaimMap = { subject: ['sub', 'client_id'], authId: ['auth_id', 'client_id', 'sub'] };
   const stated = typeof map === 'object' ? Object.entries(map ?? {}).filter(([, source]) => source !== undefined) : [];
   const settings = {
     name: options.name === undefined ? 'introspection' : parser.string('name', options.name),

@@ -232,6 +232,8 @@ describe('an active answer', () => {
       claims: answer,
     });
     expect(identity).not.toHaveProperty('plan');
+    as.answer = { active: true, sub: 'u-1', client_id: 'app', auth_id: 'key-1' };
+    expect((await api.get('t3')).identity).toMatchObject({ authId: 'key-1', clientId: 'app' });
     as.answer = { active: true, sub: 'u-2', exp: null, iat: null, iss: null, cnf: null, token_type: null };
     expect((await api.get('t2')).identity).toMatchObject({ authId: 'u-2', issuer: 'introspection', scopes: [] });
   });
