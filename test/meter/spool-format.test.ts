@@ -1,7 +1,8 @@
-import { copyFile, mkdir, readdir, readFile, truncate, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { removeInstance } from '../../src/meter/spool-files.js';
 import { encodeHeader } from '../../src/meter/spool-record.js';
 import { recoverSource } from '../../src/meter/spool-recovery.js';
 import type { SourceContext } from '../../src/meter/spool-source.js';
@@ -200,6 +201,17 @@ describe('records that were written twice', () => {
     expect(events.map(({ seq }) => seq)).toEqual([1, 2, 3, 4, 5]);
   });
 
+  test('are read once, where the header that says so is damaged too', async () => {
+    const directory = await twice([0, 1, 2, 3], [2, 3, 4], 3);
+    const path = join(directory, 'seg-0000000000000002.log');
+    const bytes = await readFile(path);
+    bytes[12] = 9;
+    await writeFile(path, bytes);
+    const { ids, events, corrupt } = await recover(directory);
+    expect({ ids, corrupt }).toEqual({ ids: IDS, corrupt: 1 });
+    expect(events.map(({ seq }) => seq)).toEqual([1, 2, 3, 4, 5]);
+  });
+
   test('are complete in the new segment, whichever of them the old one has', async () => {
     const { ids, corrupt } = await recover(await twice([0, 1, 3], [2, 3, 4], 3));
     expect({ ids, corrupt }).toEqual({ ids: IDS, corrupt: 0 });
@@ -207,6 +219,16 @@ describe('records that were written twice', () => {
 });
 
 describe('recovery', () => {
+  test('never removes an instance that has others in it which nobody has read', async () => {
+    const directory = await killedAfter(IDS);
+    await mkdir(join(directory, 'adopted', UUID), { recursive: true });
+    await expect(removeInstance(directory)).rejects.toThrow('ENOTEMPTY');
+    expect((await recover(directory)).ids).toEqual(IDS);
+    await rm(join(directory, 'adopted'), { recursive: true });
+    await removeInstance(directory);
+    await expect(readdir(directory)).rejects.toThrow('ENOENT');
+  });
+
   test('tells intents without a final event, with their last checkpoint, from cancelled and finished ones', async () => {
     const directory = await fresh();
     const spool = await openSpool({ directory });
