@@ -74,7 +74,7 @@ const OPTIONS: readonly (keyof IntrospectionVerifierOptions)[] = [
 /** Refused tokens that are remembered, as hashes. */
 const MAX_REFUSED = 10_000;
 /** Questions at the same time: beyond, more sockets would only make the server slower. */
-const MAX_IN_FLIGHT = 256;
+const MAX_IN_FLIGHT = 128;
 const TOLERANCE_SECONDS = 5;
 /** `token_type` of what may be an access token shown as a bearer token. */
 const BEARER_TYPES: readonly unknown[] = [undefined, null, 'bearer', 'access_token'];
