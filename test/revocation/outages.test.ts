@@ -208,6 +208,22 @@ describeWith('redis', 'an outage of Redis', () => {
     }
   });
 
+  it('that loses the last versions, as a failover does, hides nothing that comes after', async () => {
+    const mine = randomUUID();
+    const stores = await ioredisStores(server.url, mine);
+    const [here, there] = stores.stores.map((store) => createRevocations({ store, pollSeconds: 0.05 })) as [
+      Revocations,
+      Revocations,
+    ];
+    for (const tokenId of ['a', 'b', 'c']) await here.revoke({ tokenId });
+    await there.ready();
+    await admin((redis) => redis.hset(`${mine}:{revocations}:head`, 'version', 1));
+    await here.revoke({ tokenId: 'new' });
+    await until(() => there.check(identity({ tokenId: 'new' })) === 'revoked');
+    await Promise.all([here.close(), there.close()]);
+    await stores.end();
+  });
+
   it('of memory leaves reading possible', async () => {
     const stores = await ioredisStores(server.url);
     const revocations = createRevocations({ store: stores.stores[0], pollSeconds: 0.05, maxStalenessSeconds: 0.5 });
