@@ -82,6 +82,22 @@ export type { SpoolOptions } from './meter/spool.js';
 export type { FsyncPolicy } from './meter/spool-writer.js';
 export type { StatedQuantities, UsageDraft } from './meter/usage-draft.js';
 export type { UsageEvent } from './meter/usage-event.js';
+export { createQuota, type Quota, type QuotaOptions, type QuotaStanding } from './quota/create-quota.js';
+export { type EnforceQuotaOptions, enforceQuota, type QuotaCosts } from './quota/enforce-quota.js';
+export { type LimitAddressOptions, limitAddress } from './quota/limit-address.js';
+export { type MemoryQuotaStore, type MemoryQuotaStoreOptions, memoryQuotaStore } from './quota/memory-quota-store.js';
+export type { PlanOf } from './quota/plan-book.js';
+export type { QuotaPolicy, QuotaScope, QuotaWindow } from './quota/quota-policy.js';
+export type {
+  Charge,
+  OpResult,
+  QuotaOp,
+  QuotaStore,
+  StoreWindow,
+  TakeOptions,
+  TakeResult,
+} from './quota/quota-store.js';
+export type { HeadersForm } from './quota/rate-limit-headers.js';
 export { identitiesOf, identityOf } from './request/identity-of.js';
 export type { AnswerSettings, Attribution, Outcome } from './request/request-state.js';
 export { type Usage, usageOf } from './request/usage-of.js';

@@ -31,7 +31,7 @@ export function refuse(
   if (state !== undefined && !state.admitted) {
     const observers = state.observers;
     state.observers = undefined;
-    if (observers !== undefined) for (const observer of observers) observer.refused?.(state);
+    if (observers !== undefined) for (const observer of observers) observer.refused?.(state, error);
   }
   if (onReject !== undefined) {
     try {

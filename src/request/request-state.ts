@@ -36,7 +36,7 @@ export interface ResponseObserver {
   /** Called exactly once, with the usage that was reported. It must not throw. */
   over(state: RequestState, ending: Ending): void;
   /** Called instead of `over` when a middleware refuses the request before its handler ran. */
-  refused?(state: RequestState): void;
+  refused?(state: RequestState, error: AccessError): void;
 }
 
 /**
