@@ -74,8 +74,6 @@ export interface KeyRing extends Lifecycle {
   onChange(listener: (withdrawnKids: readonly string[]) => void): () => void;
 }
 
-/** A revoked key may have been used to date tokens at will: nothing that it signs holds, whenever it says it was issued (year 9999). */
-const FOR_EVER = 253_402_300_799;
 const STORE_TIMEOUT_MS = 5_000;
 /** How often a change is tried anew when another process changes the store at the same time. */
 const MAX_SAVES = 8;
@@ -209,7 +207,8 @@ class Ring implements KeyRing {
 
   async revoke(kid: string): Promise<void> {
     await this.#change((records) => revoked(records, kid, this.#now()));
-    await this.#settings.revocations?.revoke({ keyId: kid }, { before: FOR_EVER });
+    // Without a date: whoever holds a leaked key states any `iat`.
+    await this.#settings.revocations?.revoke({ keyId: kid });
   }
 
   async reload(): Promise<void> {

@@ -1,0 +1,132 @@
+import type { IncomingMessage } from 'node:http';
+import type { OAuthError } from '../errors/oauth-error.js';
+import { OptionsParser } from '../errors/options-parser.js';
+import { isChallengeText } from '../http/challenge.js';
+import { isFetchable } from '../keys/key-options.js';
+import type { KeyRing } from '../keys/key-ring.js';
+import type { Revocations } from '../revocation/revocations.js';
+import { type Clock, systemClock } from '../runtime/clock.js';
+import { type Random, systemRandom } from '../runtime/random.js';
+import { memoryReplayStore } from './memory-replay-store.js';
+import type { ReplayStore } from './replay-store.js';
+import { parseClients, type ServiceClientOptions } from './service-client.js';
+
+export interface IssuerOptions {
+  /** The issuer's own URL, https (http on this machine), without query and fragment: `iss` of its tokens, byte for byte. */
+  readonly issuer: string;
+  /** Whom tokens are for: the `aud` of those that name no other. */
+  readonly audience: string | readonly string[];
+  readonly keyRing: KeyRing;
+  /** The clients that may ask for tokens. */
+  readonly clients: readonly ServiceClientOptions[];
+  /** Ids that no client may have, because they mean something else. */
+  readonly reservedClientIds?: readonly string[];
+  /** What is denied. Default: the registry's, else in memory; see `issuer.revocations`. */
+  readonly revocations?: Revocations;
+  /** Ids of client assertions that were used. Default: in memory, for one process. */
+  readonly replayStore?: ReplayStore;
+  /** What a bare `resource_id` is the id of, e.g. `repository`. Without it a request with a `resource_id` is refused. */
+  readonly resourceType?: string;
+  /** Seconds that a token lives at most. A longer wish is clamped, and the answer says so. */
+  readonly maxTtlSeconds: number;
+  /** Seconds that a token lives unless the client or its configuration states a number. Default 900, at most `maxTtlSeconds`. */
+  readonly defaultTtlSeconds?: number;
+  /** Bytes of a request's body at most. Default 65536. */
+  readonly maxBodyBytes?: number;
+  /** `realm` of the Basic challenge. Default `tokens`. */
+  readonly realm?: string;
+  /** Told of every refused request, with the precise `error.reason`. What it throws is swallowed. */
+  readonly onReject?: (error: OAuthError, req: IncomingMessage) => void;
+  readonly clock?: Clock;
+  readonly random?: Random;
+}
+
+const OPTIONS: readonly (keyof IssuerOptions)[] = [
+  'issuer',
+  'audience',
+  'keyRing',
+  'clients',
+  'reservedClientIds',
+  'revocations',
+  'replayStore',
+  'resourceType',
+  'maxTtlSeconds',
+  'defaultTtlSeconds',
+  'maxBodyBytes',
+  'realm',
+  'onReject',
+  'clock',
+  'random',
+];
+/** Seconds by which clocks may differ and processes may lag: what a key must be kept for beyond the longest token. */
+const KEEP_MARGIN_SECONDS = 65;
+const MAX_TTL_SECONDS = 31_536_000;
+
+export type IssuerSettings = ReturnType<typeof parseIssuerOptions>;
+
+/** @throws TypeError that lists every problem, of every client too. */
+export function parseIssuerOptions(given: IssuerOptions) {
+  const parser = new OptionsParser('createIssuer');
+  const options = parser.known(given, OPTIONS);
+  const { issuer, keyRing, revocations, resourceType, onReject } = options;
+  // RFC 8414 §2.
+  const isUrl = typeof issuer === 'string' && isFetchable(issuer, false) && !/[?#]/.test(issuer);
+  parser.check(isUrl, 'issuer must be an https URL (http on this machine) without query and fragment');
+  const listed: readonly unknown[] = Array.isArray(options.audience) ? options.audience : [options.audience];
+  const audiences = listed.filter((audience) => typeof audience === 'string' && audience !== '') as string[];
+  parser.check(
+    audiences.length > 0 && audiences.length === listed.length,
+    'audience must be a string or an array of strings',
+  );
+  const maxTtlSeconds = parser.number('maxTtlSeconds', options.maxTtlSeconds ?? Number.NaN, 1, {
+    min: 1,
+    max: MAX_TTL_SECONDS,
+    integer: true,
+  });
+  const defaultTtlSeconds = Math.min(
+    parser.number('defaultTtlSeconds', options.defaultTtlSeconds, 900, { min: 1, integer: true }),
+    maxTtlSeconds,
+  );
+  if (typeof keyRing?.signer !== 'function' || typeof keyRing.jwks !== 'function') {
+    parser.problem('keyRing must be a key ring (createKeyRing is asynchronous: await it)');
+  } else if (keyRing.keepSeconds < maxTtlSeconds + KEEP_MARGIN_SECONDS) {
+    parser.problem(
+      `the key ring keeps keys for ${keyRing.keepSeconds} s after their last signature: tokens of ${maxTtlSeconds} s ` +
+        `need keepSeconds of at least ${maxTtlSeconds + KEEP_MARGIN_SECONDS}`,
+    );
+  }
+  const reservedClientIds = options.reservedClientIds ?? [];
+  const areIds = Array.isArray(reservedClientIds) && reservedClientIds.every((id) => typeof id === 'string');
+  parser.check(areIds, 'reservedClientIds must be an array of strings');
+  const clients = parseClients(parser, options.clients, {
+    reservedClientIds: areIds ? reservedClientIds : [],
+    defaultTtlSeconds,
+    maxTtlSeconds,
+  });
+  if (revocations !== undefined && typeof revocations?.check !== 'function') {
+    parser.problem('revocations must come from createRevocations');
+  }
+  if (options.replayStore !== undefined && typeof options.replayStore?.take !== 'function') {
+    parser.problem('replayStore must have take');
+  }
+  if (resourceType !== undefined) parser.string('resourceType', resourceType);
+  const maxBodyBytes = parser.number('maxBodyBytes', options.maxBodyBytes, 65_536, { min: 1, integer: true });
+  const { realm = 'tokens', clock = systemClock, random = systemRandom } = options;
+  parser.check(isChallengeText(realm), 'realm must be printable ASCII without quotes and backslashes');
+  parser.optionalFunction('onReject', onReject);
+  parser.done();
+  return {
+    issuer,
+    audiences,
+    keyRing,
+    clients,
+    revocations,
+    replayStore: options.replayStore ?? memoryReplayStore({ clock }),
+    resourceType,
+    maxBodyBytes,
+    realm,
+    onReject,
+    clock,
+    random,
+  };
+}

@@ -1,0 +1,115 @@
+import type { IncomingMessage } from 'node:http';
+import { OAuthError } from '../errors/oauth-error.js';
+import type { Resource } from '../identity/ambient.cjs';
+import { isScopeToken } from '../identity/create-identity.js';
+import type { ClientAuthentication } from './client-authentication.js';
+import { decideGrant } from './grant.js';
+import type { Grantor } from './service-client.js';
+import { type Answer, bareResource } from './token-endpoint.js';
+import type { TokenMint } from './token-mint.js';
+
+/** What a service token is asked for. */
+export interface ServiceTokenRequest {
+  readonly tenantId?: unknown;
+  readonly scopes: unknown;
+  readonly resource?: Resource;
+  readonly ttlSeconds?: unknown;
+}
+
+/** A service token, as `issueServiceToken` resolves to. */
+export interface ServiceToken {
+  readonly token: string;
+  /** The token's `jti`. */
+  readonly tokenId: string;
+  /** Epoch seconds: the token's `exp`. */
+  readonly expiresAt: number;
+  readonly scopes: readonly string[];
+  /** Whether the lifetime that was asked for was longer than what is granted. */
+  readonly clamped: boolean;
+}
+
+const FIELDS: readonly string[] = [
+  'tenant_id',
+  'scopes',
+  'resource_id',
+  'ttl_seconds',
+  'client_id',
+  'client_secret',
+  'client_assertion',
+  'client_assertion_type',
+];
+
+export interface ServiceTokenSettings {
+  readonly authentication: ClientAuthentication;
+  readonly mint: TokenMint;
+  readonly resourceType: string | undefined;
+}
+
+/** `POST /service-tokens`: a token for one tenant, without a browser. */
+export class ServiceTokenEndpoint {
+  readonly #settings: ServiceTokenSettings;
+
+  constructor(settings: ServiceTokenSettings) {
+    this.#settings = settings;
+  }
+
+  /** @throws OAuthError. */
+  async answer(req: IncomingMessage, body: Readonly<Record<string, unknown>>): Promise<Answer> {
+    const { authentication, resourceType } = this.#settings;
+    const client = await authentication.client(req, {
+      clientId: text(body, 'client_id'),
+      clientSecret: text(body, 'client_secret'),
+      clientAssertion: text(body, 'client_assertion'),
+      clientAssertionType: text(body, 'client_assertion_type'),
+    });
+    // A misspelt constraint must not turn into none.
+    if (!Object.keys(body).every((name) => FIELDS.includes(name))) {
+      throw new OAuthError('invalid_request', 'the body has a member that is unknown');
+    }
+    const resourceId = text(body, 'resource_id');
+    const issued = await this.issue(client, {
+      tenantId: body.tenant_id,
+      scopes: body.scopes,
+      ...(resourceId === undefined ? {} : { resource: bareResource(resourceId, resourceType) }),
+      ttlSeconds: body.ttl_seconds ?? undefined,
+    });
+    return {
+      token: issued.token,
+      token_id: issued.tokenId,
+      expires_at: issued.expiresAt,
+      scopes: issued.scopes,
+      clamped: issued.clamped,
+    };
+  }
+
+  /** A token within what the grantor has. @throws OAuthError. */
+  async issue(grantor: Grantor, request: ServiceTokenRequest): Promise<ServiceToken> {
+    const { scopes, resource, ttlSeconds } = request;
+    const tenantId = request.tenantId ?? grantor.tenant;
+    if (typeof tenantId !== 'string' || tenantId === '') throw malformed('tenant_id must be a string');
+    if (!Array.isArray(scopes)) throw malformed('scopes must be an array of strings');
+    if (!scopes.every(isScopeToken)) throw new OAuthError('invalid_scope', 'a scope is malformed');
+    if (ttlSeconds !== undefined && typeof ttlSeconds !== 'number') throw malformed('ttl_seconds must be a number');
+    const grant = decideGrant(grantor, {
+      tenantId,
+      scopes,
+      resources: resource === undefined ? [] : [resource],
+      audience: [],
+      ...(ttlSeconds === undefined ? {} : { ttlSeconds }),
+    });
+    const { token, tokenId, expiresAt } = await this.#settings.mint.mint(grant);
+    return { token, tokenId, expiresAt, scopes: grant.scopes, clamped: grant.clamped };
+  }
+}
+
+/** A member that is text; `null` and the empty text count as absent. */
+function text(body: Readonly<Record<string, unknown>>, name: string): string | undefined {
+  const value = Object.hasOwn(body, name) ? body[name] : undefined;
+  if (value === undefined || value === null || value === '') return undefined;
+  if (typeof value !== 'string') throw malformed('a member of the body is no text');
+  return value;
+}
+
+function malformed(description: string): OAuthError {
+  return new OAuthError('invalid_request', description);
+}
