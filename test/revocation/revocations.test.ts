@@ -5,10 +5,13 @@ import request from 'supertest';
 import {
   authenticate,
   type ChangeTarget,
+  createPipeline,
   createRevocations,
   type Identity,
   type IdentityInput,
   memoryRevocationStore,
+  memorySink,
+  meter,
   type RevocationTarget,
   type Verifier,
 } from 'tollkeeper';
@@ -513,6 +516,19 @@ describe('asIdentity and manualClock', () => {
     const res = await request(app).get('/');
     expect([res.status, res.body]).toEqual([200, { authId: 'a1', issuer: 'as-identity' }]);
     expect(() => asIdentity({ authId: 'a1' } as IdentityInput)).toThrow(/subject/);
+  });
+
+  it('refuses to sign anybody in behind meter', async () => {
+    const pipeline = createPipeline({ sinks: [memorySink()], spool: 'memory', source: 'test' });
+    const app = express();
+    const signIn = asIdentity({ subject: { kind: 'user', id: 'u1' }, authId: 'a1' });
+    let ran = false;
+    app.use(signIn, meter({ pipeline, type: 't' }), signIn, () => {
+      ran = true;
+    });
+    const res = await request(app).get('/');
+    expect([res.status, res.body.code, ran]).toEqual([500, 'middleware_order', false]);
+    await pipeline.close();
   });
 
   it('moves both clocks forward, and the monotonic one never back', () => {
