@@ -210,7 +210,7 @@ function parseRemote(
   const settings: RefreshSettings = {
     cooldownSeconds: seconds('cooldownSeconds', 30, 86_400),
     timeoutSeconds: seconds('timeoutSeconds', 5, 300, 0.001),
-    maxAgeSeconds: seconds('maxAgeSeconds', 600, 86_400),
+    maxAgeSeconds: seconds('maxAgeSeconds', 600, 86_400, 0.001),
     maxStaleSeconds: seconds('maxStaleSeconds', 86_400, 31_536_000),
   };
   const maxBytes = parser.number(`${where}.maxBytes`, options.maxBytes, 1_048_576, { min: 1, integer: true });

@@ -9,7 +9,10 @@ import type { VerificationKey } from './verification-key.js';
 
 /** How keys that live elsewhere are fetched and how long they are trusted. */
 export interface RefreshSettings {
-  /** Seconds between two fetches at least, whether the first succeeded or failed, and whatever is asked for. Default 30. */
+  /**
+   * Seconds between two fetches at least, whether the first succeeded or failed, and whatever is asked for. Default 30. Only
+   * the end of `maxAgeSeconds` comes sooner, where that is shorter and the last fetch succeeded.
+   */
   readonly cooldownSeconds: number;
   /** Seconds that one refresh may take, discovery included. Default 5. */
   readonly timeoutSeconds: number;
@@ -113,7 +116,9 @@ export class RefreshedKeys implements KeySource {
   }
 
   #mayAttempt(now: number): boolean {
-    return this.#flight !== undefined || now >= this.#attemptedMs + this.#settings.cooldownSeconds * 1_000;
+    if (this.#flight !== undefined || now >= this.#attemptedMs + this.#settings.cooldownSeconds * 1_000) return true;
+    // A lifetime that is shorter than the cooldown is kept all the same, as long as fetches succeed.
+    return this.#failure === undefined && this.#set !== undefined && !this.#isFresh(now);
   }
 
   /** Fetches the keys, or joins whoever does. Never rejects. */

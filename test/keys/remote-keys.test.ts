@@ -183,6 +183,29 @@ describe('a key that is withdrawn', () => {
     expect(provider.fetches).toBe(2);
   });
 
+  it('stops working within a lifetime that is shorter than the cooldown, and fetches that fail wait for it', async () => {
+    const { provider, api, token, clock } = await setup({ keys: [first, second], remote: { maxAgeSeconds: 10 } });
+    const known = token(first);
+    expect((await api.get(known)).status).toBe(200);
+    clock.advance(9);
+    expect((await api.get(known)).status).toBe(200);
+    expect(provider.fetches).toBe(1);
+    provider.keys = [second.jwk];
+    clock.advance(1);
+    expect((await api.get(known)).status).toBe(401);
+    expect(provider.fetches).toBe(2);
+    provider.answer = status(500);
+    clock.advance(10);
+    for (const later of [0, 10, 19]) {
+      clock.advance(later);
+      expect((await api.get(token(second, { jti: `${later}` }))).status).toBe(200);
+      expect(provider.fetches).toBe(3);
+    }
+    clock.advance(1);
+    expect((await api.get(token(second, { jti: 'x' }))).status).toBe(200);
+    expect(provider.fetches).toBe(4);
+  });
+
   it('takes its cached identities along at the refresh that another kid caused', async () => {
     const { provider, api, token, clock } = await setup();
     const known = token(first);
