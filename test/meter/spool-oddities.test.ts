@@ -359,25 +359,37 @@ describe('the writer', () => {
 
   test('ignores the success of an fsync that began before a write failed', async () => {
     const spool = await open({ fsync: 'group' });
-    let release!: () => void;
-    const syncing = new Promise<void>((resolve) => {
-      release = resolve;
-    });
+    const gates: (() => void)[] = [];
     let syncs = 0;
     let writes = 0;
-    await intercept('datasync', async () => {
-      if (++syncs === 1) await syncing;
+    // The first one hangs, and what begins after the recovery does too.
+    let hangs = true;
+    await intercept('datasync', () => {
+      syncs++;
+      return hangs ? new Promise<void>((resolve) => gates.push(resolve)) : undefined;
     });
     await intercept('write', () => {
       if (++writes === 2) throw Object.assign(new Error('EIO: injected'), { code: 'EIO' });
     });
     spool.final({ id: 'a' });
     await until(() => syncs === 1);
+    hangs = false;
     spool.final({ id: 'b' });
-    await until(() => writes >= 2);
-    release();
     await until(() => spool.stats().written === 2);
-    expect((await readAll(spool.sources()[0] as never)).map(({ id }) => id)).toEqual(['a', 'b']);
+    await until(() => spool.refusal === undefined);
+    hangs = true;
+    const written = writes;
+    spool.final({ id: 'c' });
+    await until(() => writes > written);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    gates.shift()?.();
+    await until(() => gates.length === 1);
+    // Nobody has asked the disk about it yet.
+    expect(spool.stats().written).toBe(2);
+    hangs = false;
+    gates.shift()?.();
+    await until(() => spool.stats().written === 3);
+    expect((await readAll(spool.sources()[0] as never)).map(({ id }) => id)).toEqual(['a', 'b', 'c']);
   });
 
   test.each(['os', 'interval'] as const)(
