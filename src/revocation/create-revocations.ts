@@ -67,6 +67,8 @@ class StoredRevocations implements Revocations {
   #again = false;
   /** What the last read failed with, for `ready()`. */
   #lastFailure = '';
+  /** How many pages came. */
+  #pages = 0;
   readonly #waiting = new Set<() => void>();
   #unsubscribe: (() => Promise<void>) | undefined;
 
@@ -127,11 +129,11 @@ class StoredRevocations implements Revocations {
       settle = resolve;
     });
     this.#waiting.add(settle);
-    try {
-      // A caller's signal is the bound; without one it is the wait that a request would be granted.
-      await withDeadline(signal === undefined ? READY_WAIT_MS : MAX_TIMER_MS, () => first, signal);
-    } catch {
-      // Told below.
+    for (let pages = -1; this.#lastRead === undefined && pages !== this.#pages; ) {
+      pages = this.#pages;
+      // A caller's signal is the bound. Without one it is the wait that a request would be granted, as long as nothing comes.
+      const waitMs = signal === undefined ? READY_WAIT_MS : MAX_TIMER_MS;
+      await withDeadline(waitMs, () => first, signal).catch(() => {});
     }
     this.#waiting.delete(settle);
     if (this.#lastRead === undefined) {
@@ -215,6 +217,7 @@ class StoredRevocations implements Revocations {
       }
       for (const entry of page.entries) this.#view.apply(entry, now);
       this.#cursor = page.cursor;
+      this.#pages += 1;
       more = page.more;
       if (!more) this.#succeeded(startedAt, Math.max(0, startedAtMs - page.asOf));
     }

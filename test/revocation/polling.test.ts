@@ -117,6 +117,31 @@ describe('the first view', () => {
     }
   });
 
+  it('is waited for without a signal as long as its pages come', async () => {
+    vi.useFakeTimers();
+    try {
+      const { store, revocations } = scripted();
+      for (let page = 0; page < 4; page++) {
+        store.answers.push(new Promise((resolve) => setTimeout(() => resolve({ more: page < 3 }), 4_000 * (page + 1))));
+      }
+      let settled = '';
+      revocations.ready().then(
+        () => {
+          settled = 'ready';
+        },
+        () => {
+          settled = 'rejected';
+        },
+      );
+      await vi.advanceTimersByTimeAsync(15_999);
+      expect(settled).toBe('');
+      await vi.advanceTimersByTimeAsync(1);
+      expect(settled).toBe('ready');
+    } finally {
+      vi.useRealTimers();
+    }
+  });
+
   it('is awaited by a request, which is then answered', async () => {
     const { store, revocations } = scripted();
     store.answers.push(new Promise((resolve) => setTimeout(() => resolve({}), 50)));
