@@ -1,5 +1,6 @@
 import type { IncomingMessage } from 'node:http';
 import { jwtVerifier } from '../authenticate/jwt-verifier.js';
+import { opaqueTokenVerifier } from '../authenticate/opaque-token-verifier.js';
 import { OAuthError } from '../errors/oauth-error.js';
 import type { Resource, Scope } from '../identity/ambient.cjs';
 import { createRevocations } from '../revocation/create-revocations.js';
@@ -12,12 +13,13 @@ import { IntrospectionEndpoint } from './introspection-endpoint.js';
 import { createIssuerHandler, type IssuerHandler } from './issuer-handler.js';
 import { issuerMetadata } from './issuer-metadata.js';
 import { type IssuerOptions, parseIssuerOptions } from './issuer-options.js';
-import { readForm, readJsonObject } from './request-body.js';
+import { readForm, readJsonObject } from './read-form.js';
 import { RevocationEndpoint } from './revocation-endpoint.js';
 import { type ServiceToken, ServiceTokenEndpoint } from './service-token-endpoint.js';
 import { TokenEndpoint } from './token-endpoint.js';
 import { TokenInspection } from './token-inspection.js';
 import { TokenMint } from './token-mint.js';
+import { WorkloadExchange } from './workload-exchange.js';
 
 /** What `issueServiceToken` is asked for. */
 export interface IssueServiceToken {
@@ -62,7 +64,10 @@ export function createIssuer(options: IssuerOptions): Issuer {
   const settings = parseIssuerOptions(options);
   const { issuer, audiences, keyRing, clients, clock, maxBodyBytes } = settings;
   const revocations =
-    settings.revocations ?? createRevocations({ store: memoryRevocationStore(), clock, random: settings.random });
+    settings.revocations ??
+    settings.registry?.revocations ??
+    createRevocations({ store: memoryRevocationStore(), clock, random: settings.random });
+  const { registry } = settings;
   const verifier = jwtVerifier({
     name: 'issuer',
     issuer,
@@ -74,22 +79,32 @@ export function createIssuer(options: IssuerOptions): Issuer {
   });
   const mint = new TokenMint({ ...settings, revocations });
   const authentication = new ClientAuthentication(clients, new ClientAssertions(settings));
-  const inspection = new TokenInspection(issuer, [verifier], revocations, clock);
-  const tokens = new TokenEndpoint({ ...settings, authentication, mint });
-  const serviceTokens = new ServiceTokenEndpoint({ ...settings, authentication, mint });
+  const inspection = new TokenInspection(
+    issuer,
+    registry === undefined ? [verifier] : [verifier, opaqueTokenVerifier({ registry })],
+    revocations,
+    clock,
+  );
+  const workloads =
+    settings.workloads === undefined
+      ? undefined
+      : new WorkloadExchange({ ...settings, ...settings.workloads, revocations });
+  const tokens = new TokenEndpoint({ ...settings, authentication, mint, workloads });
+  const serviceTokens = new ServiceTokenEndpoint({ ...settings, authentication, mint, workloads });
   const introspection = new IntrospectionEndpoint({ authentication, inspection });
   const revocation = new RevocationEndpoint({
     authentication,
     inspection,
     revocations,
-    revokeOpaque: undefined,
-    foreignIssuers: [],
+    revokeOpaque: registry === undefined ? undefined : (tokenId) => registry.revokeToken(tokenId),
+    foreignIssuers: workloads?.listed ?? [],
   });
-  const scopes = [...new Set([...clients.values()].flatMap((client) => client.scopes))].sort();
+  const granted = settings.workloads?.policies.flatMap(({ policy }) => policy.grant.scopes) ?? [];
+  const scopes = [...new Set([...[...clients.values()].flatMap((client) => client.scopes), ...granted])].sort();
   const form = (req: IncomingMessage) => readForm(req, maxBodyBytes);
   const handler = createIssuerHandler({
     ...settings,
-    metadata: issuerMetadata(issuer, scopes, false),
+    metadata: issuerMetadata(issuer, scopes, workloads !== undefined),
     endpoints: {
       token: async (req) => tokens.answer(req, await form(req)),
       introspection: async (req) => introspection.answer(req, await form(req)),
@@ -110,11 +125,12 @@ export function createIssuer(options: IssuerOptions): Issuer {
       return serviceTokens.issue(client, request);
     },
     async ready(signal) {
-      await Promise.all([keyRing.ready(signal), revocations.ready(signal)]);
+      await Promise.all([keyRing, revocations, registry, workloads].map((part) => part?.ready(signal)));
     },
     async close(signal) {
       await verifier.close(signal);
-      if (settings.revocations === undefined) await revocations.close(signal);
+      await workloads?.close(signal);
+      if (settings.revocations === undefined && registry === undefined) await revocations.close(signal);
     },
   };
 }

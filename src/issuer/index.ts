@@ -1,3 +1,4 @@
+export { isOAuthError, OAuthError, type OAuthErrorCode, type OAuthErrorOptions } from '../errors/oauth-error.js';
 export { type ProtectedResourceOptions, protectedResourceMetadata } from '../http/protected-resource-metadata.js';
 export { hashClientSecret } from './client-secret.js';
 export { createIssuer, type Issuer, type IssueServiceToken } from './create-issuer.js';

@@ -2,7 +2,7 @@ import type { IncomingMessage } from 'node:http';
 import { OAuthError } from '../errors/oauth-error.js';
 import type { Identity } from '../identity/ambient.cjs';
 import type { ClientAuthentication } from './client-authentication.js';
-import type { Form } from './request-body.js';
+import type { Form } from './read-form.js';
 import { type Answer, credentialsOf } from './token-endpoint.js';
 import type { TokenInspection } from './token-inspection.js';
 

@@ -1,15 +1,19 @@
 import type { IncomingMessage } from 'node:http';
+import { parseWorkloadIssuers, type WorkloadIssuer } from '../authenticate/workload-issuers.js';
+import { parseWorkloadPolicies, type WorkloadPolicy } from '../authenticate/workload-policy.js';
 import type { OAuthError } from '../errors/oauth-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
 import { isChallengeText } from '../http/challenge.js';
+import { type Fetch, systemFetch } from '../keys/fetch-json.js';
 import { isFetchable } from '../keys/key-options.js';
 import type { KeyRing } from '../keys/key-ring.js';
 import type { Revocations } from '../revocation/revocations.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { type Random, systemRandom } from '../runtime/random.js';
+import type { TokenRegistry } from '../tokens/token-registry.js';
 import { memoryReplayStore } from './memory-replay-store.js';
 import type { ReplayStore } from './replay-store.js';
-import { parseClients, type ServiceClientOptions } from './service-client.js';
+import { isClientId, parseClients, type ServiceClient, type ServiceClientOptions } from './service-client.js';
 
 export interface IssuerOptions {
   /** The issuer's own URL, https (http on this machine), without query and fragment: `iss` of its tokens, byte for byte. */
@@ -21,6 +25,12 @@ export interface IssuerOptions {
   readonly clients: readonly ServiceClientOptions[];
   /** Ids that no client may have, because they mean something else. */
   readonly reservedClientIds?: readonly string[];
+  /** Platforms whose workloads may exchange their tokens (RFC 8693). It needs `workloadPolicies`. */
+  readonly workloadIssuers?: readonly WorkloadIssuer[];
+  /** Which of their tokens are taken, and what for. What no policy matches is refused. */
+  readonly workloadPolicies?: readonly WorkloadPolicy[];
+  /** Opaque tokens that introspection and revocation answer for, too. */
+  readonly registry?: TokenRegistry;
   /** What is denied. Default: the registry's, else in memory; see `issuer.revocations`. */
   readonly revocations?: Revocations;
   /** Ids of client assertions that were used. Default: in memory, for one process. */
@@ -39,6 +49,8 @@ export interface IssuerOptions {
   readonly onReject?: (error: OAuthError, req: IncomingMessage) => void;
   readonly clock?: Clock;
   readonly random?: Random;
+  /** What the keys of platforms are fetched with. Default: the platform's `fetch`. */
+  readonly fetch?: Fetch;
 }
 
 const OPTIONS: readonly (keyof IssuerOptions)[] = [
@@ -47,6 +59,9 @@ const OPTIONS: readonly (keyof IssuerOptions)[] = [
   'keyRing',
   'clients',
   'reservedClientIds',
+  'workloadIssuers',
+  'workloadPolicies',
+  'registry',
   'revocations',
   'replayStore',
   'resourceType',
@@ -57,6 +72,7 @@ const OPTIONS: readonly (keyof IssuerOptions)[] = [
   'onReject',
   'clock',
   'random',
+  'fetch',
 ];
 /** Seconds by which clocks may differ and processes may lag: what a key must be kept for beyond the longest token. */
 const KEEP_MARGIN_SECONDS = 65;
@@ -103,6 +119,11 @@ export function parseIssuerOptions(given: IssuerOptions) {
     defaultTtlSeconds,
     maxTtlSeconds,
   });
+  const workloads = parseWorkloads(parser, options, clients, areIds ? reservedClientIds : []);
+  if (options.registry !== undefined && typeof options.registry?.resolveToken !== 'function') {
+    parser.problem('registry must come from createTokenRegistry');
+  }
+  parser.optionalFunction('fetch', options.fetch);
   if (revocations !== undefined && typeof revocations?.check !== 'function') {
     parser.problem('revocations must come from createRevocations');
   }
@@ -120,13 +141,50 @@ export function parseIssuerOptions(given: IssuerOptions) {
     audiences,
     keyRing,
     clients,
+    workloads,
+    registry: options.registry,
     revocations,
     replayStore: options.replayStore ?? memoryReplayStore({ clock }),
     resourceType,
     maxBodyBytes,
     realm,
     onReject,
+    defaultTtlSeconds,
+    maxTtlSeconds,
     clock,
     random,
+    fetch: options.fetch ?? systemFetch,
   };
+}
+
+/** Policies make services, too: the same rules hold for the clients that they name. */
+function parseWorkloads(
+  parser: OptionsParser,
+  { workloadIssuers, workloadPolicies }: IssuerOptions,
+  clients: ReadonlyMap<string, ServiceClient>,
+  reserved: readonly string[],
+) {
+  if (workloadIssuers === undefined && workloadPolicies === undefined) return undefined;
+  if (workloadIssuers === undefined || workloadPolicies === undefined) {
+    parser.problem('workloadIssuers and workloadPolicies need each other');
+    return undefined;
+  }
+  const issuers = parseWorkloadIssuers(parser, 'workloadIssuers', workloadIssuers);
+  const policies = parseWorkloadPolicies(parser, 'workloadPolicies', workloadPolicies, issuers.known);
+  for (const { policy } of policies) {
+    const { clientId, tenantId, scopes } = policy.grant;
+    const where = `workload policy "${policy.id}"`;
+    if (!isClientId(clientId)) parser.problem(`${where}: grant.clientId cannot be a client id`);
+    else if (reserved.includes(clientId)) parser.problem(`${where} grants a reserved client id`);
+    const client = clients.get(clientId);
+    if (client === undefined) continue;
+    // Two ways to one client must not lead to two sets of rights.
+    if (client.tenant !== undefined && client.tenant !== tenantId) {
+      parser.problem(`${where} grants the client "${clientId}" another tenant than its own`);
+    }
+    if (!scopes.every((scope) => client.scopes.includes(scope))) {
+      parser.problem(`${where} grants the client "${clientId}" scopes that it has not`);
+    }
+  }
+  return { issuers, policies };
 }

@@ -4,7 +4,7 @@ import { OAuthError } from '../errors/oauth-error.js';
 import type { Identity } from '../identity/ambient.cjs';
 import type { Revocations } from '../revocation/revocations.js';
 import type { ClientAuthentication } from './client-authentication.js';
-import type { Form } from './request-body.js';
+import type { Form } from './read-form.js';
 import { type Answer, credentialsOf } from './token-endpoint.js';
 import type { TokenInspection } from './token-inspection.js';
 

@@ -4,10 +4,11 @@ import type { Resource } from '../identity/ambient.cjs';
 import { isScopeToken } from '../identity/create-identity.js';
 import type { ClientAuthentication } from './client-authentication.js';
 import { decideGrant, type Grant } from './grant.js';
-import { CLIENT_CREDENTIALS } from './issuer-metadata.js';
-import type { Form } from './request-body.js';
-import { readTargets } from './resource-indicator.js';
+import { CLIENT_CREDENTIALS, TOKEN_EXCHANGE } from './issuer-metadata.js';
+import type { Form } from './read-form.js';
+import { readTargets } from './read-targets.js';
 import type { TokenMint } from './token-mint.js';
+import type { WorkloadExchange } from './workload-exchange.js';
 
 /** What an endpoint answers with 200. */
 export type Answer = Readonly<Record<string, unknown>>;
@@ -17,9 +18,18 @@ export interface TokenEndpointSettings {
   readonly mint: TokenMint;
   readonly audiences: readonly string[];
   readonly resourceType: string | undefined;
+  readonly workloads: WorkloadExchange | undefined;
 }
 
-/** `POST /oauth/token` (RFC 6749 §4.4, RFC 8707). */
+const TOKEN_TYPE = 'urn:ietf:params:oauth:token-type:';
+const ACCESS_TOKEN = `${TOKEN_TYPE}access_token`;
+/** RFC 8693 §3: what a platform's token may be called. */
+const SUBJECT_TYPES: readonly (string | undefined)[] = ['jwt', 'id_token', 'access_token'].map(
+  (type) => TOKEN_TYPE + type,
+);
+const REQUESTED_TYPES: readonly (string | undefined)[] = [undefined, ACCESS_TOKEN, `${TOKEN_TYPE}jwt`];
+
+/** `POST /oauth/token` (RFC 6749 §4.4, RFC 8693, RFC 8707). */
 export class TokenEndpoint {
   readonly #settings: TokenEndpointSettings;
 
@@ -31,6 +41,9 @@ export class TokenEndpoint {
   async answer(req: IncomingMessage, form: Form): Promise<Answer> {
     const grantType = form.get('grant_type');
     if (grantType === undefined) throw new OAuthError('invalid_request', 'grant_type is missing');
+    if (grantType === TOKEN_EXCHANGE && this.#settings.workloads !== undefined) {
+      return this.#exchange(req, form, this.#settings.workloads);
+    }
     const client = await this.#settings.authentication.client(req, credentialsOf(form));
     if (grantType !== CLIENT_CREDENTIALS) {
       throw new OAuthError('unsupported_grant_type', 'this grant type is not supported');
@@ -38,6 +51,42 @@ export class TokenEndpoint {
     const scopes = readScopes(form);
     const grant = decideGrant(client, { scopes, ...this.targets(form) });
     return this.#tokenAnswer(grant, scopes);
+  }
+
+  /** Token exchange (RFC 8693): a platform's token instead of a secret. */
+  async #exchange(req: IncomingMessage, form: Form, workloads: WorkloadExchange): Promise<Answer> {
+    const subjectToken = form.get('subject_token');
+    if (subjectToken === undefined || !SUBJECT_TYPES.includes(form.get('subject_token_type'))) {
+      throw new OAuthError('invalid_request', 'subject_token and a supported subject_token_type are needed');
+    }
+    if (form.get('actor_token') !== undefined || form.get('actor_token_type') !== undefined) {
+      throw new OAuthError('invalid_request', 'actor tokens are not supported');
+    }
+    if (!REQUESTED_TYPES.includes(form.get('requested_token_type'))) {
+      throw new OAuthError('invalid_request', 'only access tokens are issued');
+    }
+    const credentials = credentialsOf(form);
+    const { clientId, clientSecret, clientAssertion, clientAssertionType } = credentials;
+    const shown = [req.headers.authorization, clientSecret, clientAssertion, clientAssertionType];
+    const isAuthenticating = shown.some((credential) => credential !== undefined);
+    const client = isAuthenticating ? await this.#settings.authentication.client(req, credentials) : undefined;
+    const { grantor, notAfter } = await workloads.admit(req, subjectToken, form.get('policy'));
+    // The policy says which client the workload is. Whoever says to be another one is not helped.
+    if ((client?.clientId ?? clientId ?? grantor.clientId) !== grantor.clientId) {
+      throw new OAuthError('unauthorized_client', 'the policy does not grant this client');
+    }
+    const scopes = readScopes(form);
+    const targets = this.targets(form);
+    const named = form.all('audience');
+    if (!named.every((audience) => this.#settings.audiences.includes(audience))) {
+      throw new OAuthError('invalid_target', 'an audience that was named is unknown');
+    }
+    const grant = decideGrant(grantor, {
+      scopes,
+      resources: targets.resources,
+      audience: [...new Set([...targets.audience, ...named])],
+    });
+    return { ...(await this.#tokenAnswer(grant, scopes, notAfter)), issued_token_type: ACCESS_TOKEN };
   }
 
   /** What the form names: `resource` (RFC 8707), and a bare `resource_id`. */
@@ -48,8 +97,8 @@ export class TokenEndpoint {
     return { audience, resources: id === undefined ? resources : [...resources, bareResource(id, resourceType)] };
   }
 
-  async #tokenAnswer(grant: Grant, asked: readonly string[] | undefined): Promise<Answer> {
-    const { token, issuedAt, expiresAt } = await this.#settings.mint.mint(grant);
+  async #tokenAnswer(grant: Grant, asked: readonly string[] | undefined, notAfter?: number): Promise<Answer> {
+    const { token, issuedAt, expiresAt } = await this.#settings.mint.mint(grant, notAfter);
     return {
       access_token: token,
       token_type: 'Bearer',
