@@ -6,7 +6,7 @@ const MAX_BATCH = 500;
 /** Queries that run at the same time at most: what comes meanwhile waits, and goes into the next one together. */
 const MAX_QUERIES = 4;
 /** Milliseconds after which a query without an answer no longer holds up the next one. */
-const QUERY_TIMEOUT_MS = 10_000;
+const QUERY_TIMEOUT_MS = 5_000;
 
 interface Waiting {
   readonly id: string;
