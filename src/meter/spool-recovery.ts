@@ -116,7 +116,7 @@ async function readSegment(
     const { validEnd, tail } = await scanRecords(file, Math.min(HEADER_BYTES, size), size, {
       record(view, bytes, offset) {
         if (view.number >= rewrittenFrom) return false;
-        if (view.number > recovered.lastNumber) readRecord(view, bytes, offset, segment, recovered, context);
+        readRecord(view, bytes, offset, segment, recovered, context);
         return true;
       },
       damage,
@@ -162,7 +162,7 @@ function readRecord(
   context: SourceContext,
 ): void {
   const { source, orphans } = recovered;
-  recovered.lastNumber = view.number;
+  recovered.lastNumber = Math.max(recovered.lastNumber, view.number);
   if (view.type === RecordType.closing) {
     source.closed = true;
     return;

@@ -409,9 +409,8 @@ class Spool<R> implements EventLog<R> {
     }
     // Otherwise the next process, or a living one, adopts what is left.
     if (this.#adopted.length > 0 || !this.#own.done(false)) return;
-    await this.#attempt(async () => {
-      if ((await this.#instances.claimed()).length === 0) await this.#own.remove();
-    });
+    // It fails, and rightly, when there is an adopted one that nobody has read yet.
+    await this.#attempt(() => this.#own.remove());
   }
 
   #sources(): SpoolSource[] {

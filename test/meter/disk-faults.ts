@@ -4,10 +4,11 @@ import { tempFolder } from '../support/index.js';
 
 export type FileOperation = 'write' | 'datasync' | 'sync' | 'read';
 
-/** Puts something in front of an operation of every file handle of this process, until it is undone. */
+/** Puts something around an operation of every file handle of this process, until it is undone. */
 export async function interceptFiles(
   operation: FileOperation,
   before: (handle: FileHandle) => Promise<void> | void,
+  after?: () => Promise<void> | void,
 ): Promise<() => void> {
   const folder = tempFolder('handle');
   const file = await open(join(folder.path, 'any'), 'w');
@@ -17,7 +18,9 @@ export async function interceptFiles(
   const original = prototype[operation];
   prototype[operation] = async function intercepted(this: FileHandle, ...args: unknown[]) {
     await before(this);
-    return original.apply(this, args);
+    const result = await original.apply(this, args);
+    await after?.();
+    return result;
   };
   return () => {
     prototype[operation] = original;

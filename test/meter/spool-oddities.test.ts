@@ -364,15 +364,16 @@ describe('the writer', () => {
     let writes = 0;
     // The first one hangs, and what begins after the recovery does too.
     let hangs = true;
-    await intercept('datasync', () => {
-      syncs++;
-      return hangs ? new Promise<void>((resolve) => gates.push(resolve)) : undefined;
-    });
+    await intercept(
+      'datasync',
+      () => void syncs++,
+      () => (hangs ? new Promise<void>((resolve) => gates.push(resolve)) : undefined),
+    );
     await intercept('write', () => {
       if (++writes === 2) throw Object.assign(new Error('EIO: injected'), { code: 'EIO' });
     });
     spool.final({ id: 'a' });
-    await until(() => syncs === 1);
+    await until(() => syncs === 1 && gates.length === 1);
     hangs = false;
     spool.final({ id: 'b' });
     await until(() => spool.stats().written === 2);
