@@ -137,7 +137,7 @@ export function checkScopes(parser: OptionsParser, where: string, scopes: unknow
 
 /** Notes what is wrong with a list of resources. */
 export function checkResources(parser: OptionsParser, where: string, resources: unknown): readonly Resource[] {
-  const valid = Array.isArray(resources) && resources.every(({ type, id } = {}) => isText(type) && isText(id));
+  const valid = Array.isArray(resources) && resources.every((item) => isText(item?.type) && isText(item?.id));
   if (parser.check(valid, `${where}: resources must be an array of { type, id }`)) {
     return Object.freeze((resources as Resource[]).map(({ type, id }) => Object.freeze({ type, id })));
   }
