@@ -117,7 +117,7 @@ export class MemoryCounter {
     this.#advance(now);
     if (this.#isHeld()) return true;
     if (this.kind === 'calendar' && now.wallMs >= this.endMs) return false;
-    return this.used + this.deniedNeed > this.capacity + tolerance(this.capacity);
+    return this.used + this.deniedNeed > this.capacity + (this.kind === 'gcra' ? tolerance(this.capacity) : 0);
   }
 
   /** Whether nothing can be asked of it any more. */
@@ -140,12 +140,13 @@ export function capacityOf(op: QuotaOp): number {
 /** Units that are free. */
 export function freeOf(op: QuotaOp, used: number): number {
   const capacity = capacityOf(op);
+  if (op.window.kind !== 'gcra') return Math.max(0, capacity - used);
   return Math.max(0, Math.floor(capacity - used + tolerance(capacity)));
 }
 
-/** Rounding of a drained level must not deny at the very instant that a denial named. */
+/** Rounding of a drained level must not deny at the very instant that a denial named. Only levels are rounded. */
 function tolerance(capacity: number): number {
-  return 1e-9 + capacity * 4e-16;
+  return Math.min(1e-3, 1e-9 + capacity * 4e-16);
 }
 
 /** Where a counter stands; undefined is one that nothing has been charged to. `need`: what must be free, 0 if it was granted. */

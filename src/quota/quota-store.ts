@@ -36,7 +36,7 @@ export interface TakeOptions {
   readonly mode: 'all' | 'upTo' | 'force' | 'peek';
   /**
    * Makes the charge one that `settle` knows by this id: 1 to 200 printable ASCII characters, unique within the slot.
-   * Taken twice, it is charged once. Needed for concurrent windows, `upTo` and reservations.
+   * Taken twice, it is charged once. Needed for concurrent windows and reservations.
    */
   readonly id?: string;
   /** Milliseconds until an unsettled reservation is given back, at least 1. Default 300000. */
@@ -107,13 +107,13 @@ export interface QuotaStore extends Partial<Lifecycle> {
  *
  * @throws TypeError, before anything is changed.
  */
-export function checkOps(ops: readonly QuotaOp[], { id, holdMs }: TakeOptions): void {
+export function checkOps(ops: readonly QuotaOp[], { mode, id, holdMs }: TakeOptions): void {
   if (holdMs !== undefined && !(holdMs >= 1)) throw new TypeError('quota: holdMs must be a number of at least 1');
   for (const { cost, need, limit, reserved, window } of ops) {
     if (!isUnits(cost) || !isUnits(limit) || (need !== undefined && !isUnits(need))) {
       throw new TypeError('quota: units must be safe integers of at least 0');
     }
-    if (id === undefined && cost > 0 && (reserved === true || window.kind === 'concurrent')) {
+    if (id === undefined && mode !== 'peek' && cost > 0 && (reserved === true || window.kind === 'concurrent')) {
       throw new TypeError('quota: a reservation needs an id');
     }
   }

@@ -1,2 +1,3 @@
+export { type RedisQuotaStoreOptions, redisQuotaStore } from './quota-store.js';
 export type { IoredisClient, NodeRedisClient, NodeRedisCluster, RedisClient } from './redis-client.js';
 export { type RedisRevocationStoreOptions, redisRevocationStore } from './revocation-store.js';

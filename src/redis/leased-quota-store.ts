@@ -1,0 +1,273 @@
+import type { TimeWindow } from '../quota/calendar-window.js';
+import {
+  type Charge,
+  checkOps,
+  type OpResult,
+  type QuotaOp,
+  type QuotaStore,
+  type TakeOptions,
+  type TakeResult,
+} from '../quota/quota-store.js';
+import type { Clock } from '../runtime/clock.js';
+
+/** Milliseconds for which a lease is spent at most; what is left of it after is returned. */
+const LEASE_MS = 60_000;
+/** A lease is at most this part of the limit: about one round trip in a hundred requests, and little is stranded. */
+const PART_OF_LIMIT = 100;
+/** What remains is shared by all processes, with room for as many again. */
+const SHARES_PER_REPLICA = 2;
+/** Counters with a lease that are kept. */
+const MAX_LEASES = 100_000;
+
+/** Units of one counter that this process may spend by itself. */
+interface Lease {
+  readonly slot: string;
+  readonly op: QuotaOp;
+  readonly window: TimeWindow;
+  readonly granted: number;
+  spent: number;
+  /** Used by everybody, as far as Redis said when the lease was made. */
+  readonly usedElsewhere: number;
+  /** On the monotonic clock, counted from before it was asked for: it ends here before it ends there. */
+  readonly endsMs: number;
+}
+
+interface LocalHold {
+  readonly parts: readonly { readonly lease: Lease | undefined; readonly units: number; readonly op: QuotaOp }[];
+  readonly result: TakeResult;
+  readonly timer: NodeJS.Timeout | undefined;
+}
+
+/**
+ * Leases of calendar windows. Every unit that is spent here was charged in Redis before, so that no more than the limit is
+ * ever admitted; what a process holds and does not spend is stranded for the others: at most N·(c + w − 1) units for N
+ * processes, leases of c and requests of at most w. A process that dies takes its lease with it.
+ */
+export class LeasedQuotaStore implements QuotaStore {
+  readonly leased = true;
+  readonly #store: QuotaStore;
+  readonly #replicas: number;
+  readonly #clock: Clock;
+  readonly #leases = new Map<string, Lease>();
+  readonly #holds = new Map<string, LocalHold>();
+  /** One refill at a time per slot: what waits for it then finds units. */
+  readonly #refills = new Map<string, Promise<unknown>>();
+  /** Redis's clock less ours, in milliseconds. */
+  #aheadMs = 0;
+
+  constructor(store: QuotaStore, replicas: number, clock: Clock) {
+    this.#store = store;
+    this.#replicas = replicas;
+    this.#clock = clock;
+  }
+
+  take(slot: string, ops: readonly QuotaOp[], options: TakeOptions): TakeResult | Promise<TakeResult> {
+    checkOps(ops, options);
+    for (const { window } of ops) {
+      if (window.kind !== 'calendar') throw new TypeError('quota: leases need calendar windows');
+    }
+    if (options.mode !== 'all') return this.#store.take(slot, ops, options);
+    const known = options.id === undefined ? undefined : this.#holds.get(`${slot} ${options.id}`);
+    if (known !== undefined) return known.result;
+    return this.#spend(slot, ops, options) ?? this.#refill(slot, ops, options);
+  }
+
+  settle(slot: string, hold: string | Charge, actual: readonly number[]): void | Promise<void> {
+    let parts: LocalHold['parts'];
+    if (typeof hold === 'string') {
+      const known = this.#holds.get(`${slot} ${hold}`);
+      if (known === undefined) return;
+      clearTimeout(known.timer);
+      this.#holds.delete(`${slot} ${hold}`);
+      parts = known.parts;
+    } else {
+      parts = hold.ops.map((op, index) => ({
+        op,
+        lease: this.#leases.get(op.key),
+        units: hold.taken.ops[index]?.granted ?? 0,
+      }));
+    }
+    const debts: QuotaOp[] = [];
+    for (const [index, { lease, units, op }] of parts.entries()) {
+      const used = actual[index] ?? units;
+      if (used > units) debts.push({ ...op, cost: used - units, need: undefined, reserved: false });
+      // Back into the lease, if it is still the one that they came from.
+      else if (lease !== undefined && this.#leases.get(op.key) === lease)
+        lease.spent = Math.max(0, lease.spent - (units - used));
+    }
+    if (debts.length === 0) return;
+    return Promise.resolve(this.#store.take(slot, debts, { mode: 'force' })).then(() => {});
+  }
+
+  async reset(slot: string, ops: readonly QuotaOp[]): Promise<void> {
+    for (const { key } of ops) this.#leases.delete(key);
+    await this.#store.reset(slot, ops);
+  }
+
+  async ready(signal?: AbortSignal): Promise<void> {
+    await this.#store.ready?.(signal);
+  }
+
+  /** Gives back what is left of every lease. */
+  async close(signal?: AbortSignal): Promise<void> {
+    const leases = [...this.#leases.values()];
+    this.#leases.clear();
+    for (const { timer } of this.#holds.values()) clearTimeout(timer);
+    await Promise.allSettled(leases.map((lease) => this.#return(lease)));
+    await this.#store.close?.(signal);
+  }
+
+  /** Decides from what is leased; undefined when Redis has to be asked. */
+  #spend(slot: string, ops: readonly QuotaOp[], options: TakeOptions): TakeResult | undefined {
+    const now = this.#clock.now() + this.#aheadMs;
+    const monotonic = this.#clock.monotonic();
+    const leases: (Lease | undefined)[] = [];
+    for (const op of ops) {
+      const need = op.need ?? op.cost;
+      const lease = need === 0 ? undefined : this.#live(op, now, monotonic);
+      if (need > 0 && (lease === undefined || lease.granted - lease.spent < need)) return undefined;
+      leases.push(lease);
+    }
+    for (const [index, lease] of leases.entries()) if (lease !== undefined) lease.spent += (ops[index] as QuotaOp).cost;
+    return this.#hold(slot, ops, options, leases, {
+      allowed: true,
+      serverNowMs: now,
+      ops: ops.map((op, index) => this.#standing(op, leases[index], now)),
+    });
+  }
+
+  #live(op: QuotaOp, now: number, monotonic: number): Lease | undefined {
+    const lease = this.#leases.get(op.key);
+    if (lease === undefined) return undefined;
+    const { startMs, endMs } = lease.window;
+    if (monotonic < lease.endsMs && now >= startMs && now < endMs && lease.op.limit === op.limit) return lease;
+    this.#leases.delete(op.key);
+    this.#return(lease).catch(() => {});
+    return undefined;
+  }
+
+  #standing(op: QuotaOp, lease: Lease | undefined, now: number): OpResult {
+    const end = op.window.kind === 'calendar' ? op.window.at(now).endMs : now;
+    const used = lease === undefined ? 0 : lease.usedElsewhere + lease.spent;
+    return { granted: op.cost, used: Math.min(used, op.limit), resetMs: end - now, retryMs: 0 };
+  }
+
+  async #refill(slot: string, ops: readonly QuotaOp[], options: TakeOptions): Promise<TakeResult> {
+    for (let waited = this.#refills.get(slot); waited !== undefined; waited = this.#refills.get(slot)) {
+      await waited.catch(() => {});
+      const spent = this.#spend(slot, ops, options);
+      if (spent !== undefined) return spent;
+    }
+    const work = this.#ask(slot, ops, options);
+    this.#refills.set(slot, work);
+    try {
+      return await work;
+    } finally {
+      this.#refills.delete(slot);
+    }
+  }
+
+  /** Takes a lease for every counter that lacks units: all of them or none. */
+  async #ask(slot: string, ops: readonly QuotaOp[], options: TakeOptions): Promise<TakeResult> {
+    const now = this.#clock.now() + this.#aheadMs;
+    const sentMs = this.#clock.monotonic();
+    const lacking = ops.filter((op) => {
+      const need = op.need ?? op.cost;
+      const lease = need === 0 ? undefined : this.#live(op, now, sentMs);
+      return need > 0 && (lease === undefined || lease.granted - lease.spent < need);
+    });
+    // What is left of a lease that is too small goes back first, so that two leases never lie on one counter.
+    for (const { key } of lacking) {
+      const lease = this.#leases.get(key);
+      if (lease === undefined) continue;
+      this.#leases.delete(key);
+      await this.#return(lease);
+    }
+    const asked = lacking.map((op) => {
+      const need = op.need ?? op.cost;
+      return { ...op, need, cost: Math.max(need, Math.ceil(op.limit / PART_OF_LIMIT)), reserved: false };
+    });
+    const taken = await this.#store.take(slot, asked, { mode: 'upTo', share: this.#replicas * SHARES_PER_REPLICA });
+    this.#aheadMs = taken.serverNowMs - this.#clock.now();
+    const failed = asked.some((op, index) => (taken.ops[index]?.granted ?? 0) < (op.need as number));
+    if (failed) {
+      // What was granted for the others goes back: a refused request consumes nothing.
+      if (taken.ops.some(({ granted }) => granted > 0))
+        await this.#store.settle(
+          slot,
+          { ops: asked, taken },
+          asked.map(() => 0),
+        );
+      const results = ops.map((op) => {
+        const index = lacking.indexOf(op);
+        const found = index === -1 ? this.#standing(op, this.#leases.get(op.key), now) : (taken.ops[index] as OpResult);
+        return { ...found, granted: 0 };
+      });
+      return { allowed: false, serverNowMs: taken.serverNowMs, ops: results };
+    }
+    for (const [index, op] of asked.entries()) this.#enter(slot, op, taken, index, sentMs);
+    const spent = this.#spend(slot, ops, options);
+    if (spent === undefined) throw new Error('quota: the window ended while a lease was asked for');
+    return spent;
+  }
+
+  #enter(slot: string, op: QuotaOp, taken: TakeResult, index: number, sentMs: number): void {
+    const { granted, used } = taken.ops[index] as OpResult;
+    if (this.#leases.size >= MAX_LEASES) {
+      const [key, oldest] = this.#leases.entries().next().value as [string, Lease];
+      this.#leases.delete(key);
+      this.#return(oldest).catch(() => {});
+    }
+    if (op.window.kind !== 'calendar') return;
+    this.#leases.set(op.key, {
+      slot,
+      op,
+      window: op.window.at(taken.serverNowMs),
+      granted,
+      spent: 0,
+      usedElsewhere: used - granted,
+      endsMs: sentMs + LEASE_MS,
+    });
+  }
+
+  /** Gives back what is left, if its window is still the same: Redis looks after that. */
+  async #return(lease: Lease): Promise<void> {
+    const { slot, op, granted, spent, window } = lease;
+    if (spent >= granted) return;
+    const taken: TakeResult = {
+      allowed: true,
+      serverNowMs: window.startMs,
+      ops: [{ granted, used: 0, resetMs: 0, retryMs: 0 }],
+    };
+    lease.spent = granted;
+    await this.#store.settle(slot, { ops: [op], taken }, [spent]);
+  }
+
+  #hold(
+    slot: string,
+    ops: readonly QuotaOp[],
+    { id, holdMs }: TakeOptions,
+    leases: readonly (Lease | undefined)[],
+    result: TakeResult,
+  ): TakeResult {
+    if (id === undefined) return result;
+    const parts = ops.map((op, index) => ({ op, lease: leases[index], units: op.cost }));
+    const reserved = ops.some((op) => op.reserved === true);
+    const key = `${slot} ${id}`;
+    const timer = reserved ? setTimeout(() => this.#expire(key), Math.min(holdMs ?? 300_000, 2 ** 31 - 1)) : undefined;
+    timer?.unref();
+    this.#holds.set(key, { parts, result, timer });
+    return result;
+  }
+
+  #expire(key: string): void {
+    const hold = this.#holds.get(key);
+    if (hold === undefined) return;
+    this.#holds.delete(key);
+    for (const { lease, units, op } of hold.parts) {
+      if (op.reserved === true && lease !== undefined && this.#leases.get(op.key) === lease) {
+        lease.spent = Math.max(0, lease.spent - units);
+      }
+    }
+  }
+}
