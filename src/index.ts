@@ -49,7 +49,7 @@ export type { BillingField, MissingField } from './errors/missing-field.js';
 export { isOAuthError, OAuthError, type OAuthErrorCode, type OAuthErrorOptions } from './errors/oauth-error.js';
 export { isRegistryError, RegistryError, type RegistryErrorCode } from './errors/registry-error.js';
 export { isSinkError, type SinkAction, SinkError, type SinkErrorOptions } from './errors/sink-error.js';
-export type { Middleware, Next } from './http/handler.js';
+export type { Middleware, Next } from './http/middleware.js';
 export { type ProtectedResourceOptions, protectedResourceMetadata } from './http/protected-resource-metadata.js';
 export type * from './identity/ambient.cjs';
 export type { IdentityInput } from './identity/create-identity.js';
@@ -78,7 +78,7 @@ export {
 export { type ClosablePart, type ShutdownOptions, shutdown } from './meter/shutdown.js';
 export type { Sink, SinkLimits, SourceNote, Verdict } from './meter/sink.js';
 export type { SinkStats } from './meter/sink-worker.js';
-export type { SpoolOptions } from './meter/spool.js';
+export type { SpoolOptions } from './meter/spool-options.js';
 export type { FsyncPolicy } from './meter/spool-writer.js';
 export type { StatedQuantities, UsageDraft } from './meter/usage-draft.js';
 export type { UsageEvent } from './meter/usage-event.js';

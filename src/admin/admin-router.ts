@@ -2,7 +2,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import { isAccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
 import { RegistryError } from '../errors/registry-error.js';
-import type { Next } from '../http/handler.js';
+import type { Next } from '../http/middleware.js';
 import { answerJson, problemDetails } from '../http/problem.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import type { TokenRegistry } from '../tokens/token-registry.js';

@@ -1,5 +1,5 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { Next } from '../http/handler.js';
+import type { Next } from '../http/middleware.js';
 
 /** A middleware of the app: it calls `next()` for those who may pass, and answers or calls `next(error)` for the others. */
 export type Guard = (req: never, res: never, next: Next) => unknown;

@@ -1,9 +1,9 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
+import { parseAuthorization, repeatsAuthorization } from '../http/authorization.js';
 import { isChallengeText } from '../http/challenge.js';
-import { parseAuthorization, repeatsAuthorization } from '../http/credential.js';
-import type { Middleware, Next } from '../http/handler.js';
+import type { Middleware, Next } from '../http/middleware.js';
 import { orderError } from '../request/gate.js';
 import { attachIdentity } from '../request/identity-of.js';
 import { refuse } from '../request/refuse.js';

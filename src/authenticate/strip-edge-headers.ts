@@ -1,5 +1,5 @@
 import { OptionsParser } from '../errors/options-parser.js';
-import type { Middleware } from '../http/handler.js';
+import type { Middleware } from '../http/middleware.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { type EdgeTrust, parseEdge } from './edge-trust.js';
 

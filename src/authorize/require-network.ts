@@ -2,7 +2,7 @@ import { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
 import { type AddressList, createAddressList } from '../http/address-list.js';
 import { clientAddress } from '../http/client-address.js';
-import type { Middleware } from '../http/handler.js';
+import type { Middleware } from '../http/middleware.js';
 import { orderError } from '../request/gate.js';
 import { refuse } from '../request/refuse.js';
 import { knownRequestState } from '../request/request-state.js';

@@ -1,6 +1,6 @@
 import { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
-import type { Middleware } from '../http/handler.js';
+import type { Middleware } from '../http/middleware.js';
 import type { Scope } from '../identity/ambient.cjs';
 import { isScopeToken, isWildcardScope } from '../identity/create-identity.js';
 import { createGate } from '../request/gate.js';

@@ -1,7 +1,7 @@
 import type { IncomingMessage } from 'node:http';
 import { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
-import type { Middleware } from '../http/handler.js';
+import type { Middleware } from '../http/middleware.js';
 import type { Identity } from '../identity/ambient.cjs';
 import { createGate } from '../request/gate.js';
 

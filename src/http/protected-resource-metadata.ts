@@ -1,5 +1,5 @@
 import { OptionsParser } from '../errors/options-parser.js';
-import type { Middleware } from './handler.js';
+import type { Middleware } from './middleware.js';
 import { answerJson } from './problem.js';
 
 export interface ProtectedResourceOptions {

@@ -1,7 +1,7 @@
 import { isUtf8 } from 'node:buffer';
 import type { IncomingMessage } from 'node:http';
 import { OAuthError } from '../errors/oauth-error.js';
-import { parseAuthorization, repeatsAuthorization } from '../http/credential.js';
+import { parseAuthorization, repeatsAuthorization } from '../http/authorization.js';
 import type { ClientAssertions } from './client-assertion.js';
 import { matchesSecret } from './client-secret.js';
 import type { ServiceClient } from './service-client.js';

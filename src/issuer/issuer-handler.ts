@@ -1,6 +1,6 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { isOAuthError, OAuthError } from '../errors/oauth-error.js';
-import type { Next } from '../http/handler.js';
+import type { Next } from '../http/middleware.js';
 import { answerJson } from '../http/problem.js';
 import type { KeyRing } from '../keys/key-ring.js';
 import { NO_CREDENTIALS } from './client-authentication.js';

@@ -1,6 +1,6 @@
 import type { IncomingMessage } from 'node:http';
 import { isOAuthError, OAuthError } from '../errors/oauth-error.js';
-import { parseAuthorization, repeatsAuthorization } from '../http/credential.js';
+import { parseAuthorization, repeatsAuthorization } from '../http/authorization.js';
 import type { Resource } from '../identity/ambient.cjs';
 import { isScopeToken } from '../identity/create-identity.js';
 import type { ClientAuthentication } from './client-authentication.js';

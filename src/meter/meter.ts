@@ -3,7 +3,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import { AccessError } from '../errors/access-error.js';
 import type { BillingField } from '../errors/missing-field.js';
 import { OptionsParser } from '../errors/options-parser.js';
-import type { Middleware, Next } from '../http/handler.js';
+import type { Middleware, Next } from '../http/middleware.js';
 import type { Dimensions, Resource } from '../identity/ambient.cjs';
 import { MIDDLEWARE_ORDER } from '../request/gate.js';
 import { refuse } from '../request/refuse.js';

@@ -19,7 +19,7 @@ import { planUsage, type Stretch } from '../usage/usage-plan.js';
 import { matches, type ParsedQuery, parseEventFilter, parseUsageQuery } from '../usage/usage-query.js';
 import { UsageTotals } from '../usage/usage-totals.js';
 import { LEDGER_STEPS, monthStart, partitionName } from './ledger-schema.js';
-import { assertMigrated, migrate } from './migrations.js';
+import { assertMigrated, migrate } from './migrate.js';
 import { inTransaction, isPostgresPool, type PostgresConnection, type PostgresPool } from './postgres-pool.js';
 
 /** Rows that are fetched at once while events are streamed. */
@@ -377,20 +377,20 @@ export function postgresLedger(pool: PostgresPool, options: PostgresLedgerOption
     async *events(given) {
       const { fromMs, toMs, ...filter } = parseEventFilter(given);
       const connection = await pool.connect();
-      let broken = true;
+      let broken = false;
+      const spoil = (): void => {
+        broken = true;
+      };
+      // The loss of the connection fails the reading, and only that.
+      connection.on('error', spoil);
       try {
         await connection.query('BEGIN READ ONLY');
         for await (const { event } of stream(connection, { fromMs, toMs }, filter.requestId)) {
           if (matches(event, filter)) yield event;
         }
-        broken = false;
       } finally {
-        await connection.query('ROLLBACK').then(
-          () => {
-            broken = false;
-          },
-          () => {},
-        );
+        await connection.query('ROLLBACK').catch(spoil);
+        connection.removeListener('error', spoil);
         connection.release(broken);
       }
     },

@@ -1,6 +1,6 @@
 import { OptionsParser } from '../errors/options-parser.js';
 import type { RevocationEntry, RevocationStore } from '../revocation/revocation-store.js';
-import { migrate } from './migrations.js';
+import { migrate } from './migrate.js';
 import { isPostgresPool, onConnection, type PostgresConnection, type PostgresPool } from './postgres-pool.js';
 
 export interface PostgresRevocationStoreOptions {

@@ -10,7 +10,7 @@ import {
   tokenRow,
 } from '../tokens/token-row.js';
 import type { StoredPage, TokenStore } from '../tokens/token-store.js';
-import { assertMigrated, migrate } from './migrations.js';
+import { assertMigrated, migrate } from './migrate.js';
 import { inTransaction, isPostgresPool, type PostgresPool } from './postgres-pool.js';
 
 export interface PostgresTokenStore extends TokenStore {

@@ -2,7 +2,7 @@ import { channel } from 'node:diagnostics_channel';
 import type { IncomingMessage } from 'node:http';
 import { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
-import type { Middleware } from '../http/handler.js';
+import type { Middleware } from '../http/middleware.js';
 import { answerJson } from '../http/problem.js';
 import type { Identity } from '../identity/ambient.cjs';
 import { refuse } from '../request/refuse.js';

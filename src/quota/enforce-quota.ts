@@ -1,7 +1,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
-import type { Middleware, Next } from '../http/handler.js';
+import type { Middleware, Next } from '../http/middleware.js';
 import { orderError } from '../request/gate.js';
 import { refuse } from '../request/refuse.js';
 import {

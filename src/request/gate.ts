@@ -1,6 +1,6 @@
 import type { IncomingMessage } from 'node:http';
 import { AccessError, type AccessErrorCode } from '../errors/access-error.js';
-import type { Middleware } from '../http/handler.js';
+import type { Middleware } from '../http/middleware.js';
 import type { Identity } from '../identity/ambient.cjs';
 import { refuse } from './refuse.js';
 import { knownRequestState } from './request-state.js';

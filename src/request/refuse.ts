@@ -2,7 +2,7 @@ import { channel } from 'node:diagnostics_channel';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { AccessError, type AccessErrorCode, isAccessError } from '../errors/access-error.js';
 import { challengeFor } from '../http/challenge.js';
-import type { Next } from '../http/handler.js';
+import type { Next } from '../http/middleware.js';
 import { answerJson, problemDetails } from '../http/problem.js';
 import { type AnswerSettings, knownRequestState } from './request-state.js';
 

@@ -19,7 +19,7 @@ import { planUsage, type Stretch } from '../usage/usage-plan.js';
 import { matches, type ParsedQuery, parseEventFilter, parseUsageQuery } from '../usage/usage-query.js';
 import { UsageTotals } from '../usage/usage-totals.js';
 import { LEDGER_STEPS } from './ledger-schema.js';
-import { assertMigrated, migrate } from './migrations.js';
+import { assertMigrated, migrate } from './migrate.js';
 import { inTransaction, isSqliteDatabase, type SqliteDatabase, type SqliteStatement } from './sqlite-database.js';
 
 /** Rows that are read at once while events are streamed. */

@@ -1,6 +1,6 @@
 import { OptionsParser } from '../errors/options-parser.js';
 import type { RevocationEntry, RevocationStore } from '../revocation/revocation-store.js';
-import { migrate } from './migrations.js';
+import { migrate } from './migrate.js';
 import { inTransaction, isSqliteDatabase, type SqliteDatabase } from './sqlite-database.js';
 
 export interface SqliteRevocationStore extends RevocationStore {

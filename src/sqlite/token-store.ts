@@ -11,7 +11,7 @@ import {
   tokenRow,
 } from '../tokens/token-row.js';
 import type { StoredPage, TokenStore } from '../tokens/token-store.js';
-import { assertMigrated, migrate } from './migrations.js';
+import { assertMigrated, migrate } from './migrate.js';
 import { inTransaction, isSqliteDatabase, type SqliteDatabase, type SqliteStatement } from './sqlite-database.js';
 
 export interface SqliteTokenStore extends TokenStore {

@@ -1,4 +1,4 @@
-import type { Middleware } from '../http/handler.js';
+import type { Middleware } from '../http/middleware.js';
 import { createIdentity, type IdentityInput } from '../identity/create-identity.js';
 import { orderError } from '../request/gate.js';
 import { attachIdentity } from '../request/identity-of.js';
