@@ -21,6 +21,8 @@ export interface OpenIntent<R> {
   encoded: boolean;
   /** Its final event or its cancellation is given. */
   closed: boolean;
+  /** It is being written again, to a later segment. */
+  moving: boolean;
   /** Where it is durable. */
   segment: Segment | undefined;
 }
@@ -139,6 +141,7 @@ export class GroupQueue<R> {
 
   /** Writes an intent, and its checkpoint, again: its segment is about to be deleted. */
   carry(entry: OpenIntent<R>): void {
+    entry.moving = true;
     this.#push(RecordType.intent, entry);
     if (entry.checkpoint === undefined || entry.checkpointWaits) return;
     entry.checkpointWaits = true;
@@ -261,6 +264,7 @@ export class GroupQueue<R> {
       waiter: undefined,
       encoded: false,
       closed: false,
+      moving: false,
       segment: undefined,
     };
     this.open.set(record, entry);

@@ -273,7 +273,10 @@ export class SpoolWriter<R> {
         source.lastSeq = group.lastSeq;
         source.remember(group);
       }
-      for (const entry of group.opened) entry.segment = segment;
+      for (const entry of group.opened) {
+        entry.segment = segment;
+        entry.moving = false;
+      }
       for (const entry of group.closed) this.#queue.open.delete(entry.record);
       this.#buffered -= group.bytes.length;
       this.#durable = group.taken;

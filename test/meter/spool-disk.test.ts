@@ -2,7 +2,6 @@ import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { type FileHandle, mkdir, open as openFile, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import type { EventLog } from '../../src/meter/event-log.js';
 import { tempFolder } from '../support/index.js';
 import { failing, interceptFiles } from './disk-faults.js';
 import { describeWithSmallDisk, type SmallDisk, smallDisk } from './small-disk.js';
@@ -10,6 +9,7 @@ import {
   crashCopy,
   deliver,
   type Entry,
+  type EventLog,
   openSpool,
   readAll,
   type SpoolOverrides,

@@ -2,12 +2,18 @@ import { copyFile, mkdir, readdir, readFile, rm, truncate, writeFile } from 'nod
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { removeInstance } from '../../src/meter/spool-files.js';
-import { encodeHeader } from '../../src/meter/spool-record.js';
-import { recoverSource } from '../../src/meter/spool-recovery.js';
-import type { SourceContext } from '../../src/meter/spool-source.js';
 import { tempFolder } from '../support/index.js';
-import { crashCopy, makeSpool, openSpool, readAll, segmentsOf } from './spool-fixture.js';
+import {
+  crashCopy,
+  encodeHeader,
+  makeSpool,
+  openSpool,
+  readAll,
+  recoverSource,
+  removeInstance,
+  type SourceContext,
+  segmentsOf,
+} from './spool-fixture.js';
 
 const UUID = '11111111-2222-4333-8444-555555555555';
 const HEADER = 32;

@@ -4,19 +4,21 @@ import { type FileHandle, mkdir, readdir, readFile, rm, stat, symlink, truncate,
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { OptionsParser } from '../../src/errors/options-parser.js';
-import type { EventLog } from '../../src/meter/event-log.js';
-import { parseSpoolOptions } from '../../src/meter/spool.js';
-import { encodeHeader, RecordEncoder, RecordType } from '../../src/meter/spool-record.js';
 import { tempFolder } from '../support/index.js';
 import { failing, interceptFiles } from './disk-faults.js';
 import {
   crashCopy,
   deliver,
   type Entry,
+  type EventLog,
+  encodeHeader,
   entryCodec,
   makeSpool,
+  OptionsParser,
   openSpool,
+  parseSpoolOptions,
+  RecordEncoder,
+  RecordType,
   readAll,
   type SpoolOverrides,
   segmentsOf,

@@ -2,12 +2,12 @@ import { randomUUID } from 'node:crypto';
 import { mkdir, readdir, readFile, rename, rm, stat, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import type { EventLog } from '../../src/meter/event-log.js';
 import { tempFolder } from '../support/index.js';
 import {
   crashCopy,
   deliver,
   type Entry,
+  type EventLog,
   entryCodec,
   makeSpool,
   openSpool,
