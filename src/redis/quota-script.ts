@@ -1,287 +1,278 @@
 /**
  * Everything that the quota store does, in one script: the clock is Redis's own, every op is checked before any is charged,
- * and every key that it makes has a time to live.
+ * and every key that it makes has a time to live. It is called for every request, hence its flat arguments: one `MGET`
+ * reads all counters, one `SET` writes each.
  *
  * KEYS[1] is the slot, `<prefix>:{<hash>}`; all other keys begin with it, so that they live on the same node of a cluster.
- * ARGV[1] is JSON: `{ c: command, i: id, h: holdMs, s: share, m: mode, a: actual, g: granted, t: takenMs }`; ARGV[2] is the list of ops,
- * as JSON too. An op is `{ k: key, w: kind, l: limit,
- * n: need, c: cost, r: reserved, b: capacity, p: periodMs, t: ttlMs, v: windows }`; `v` are the windows around the client's idea
- * of the time, `[[startMs, endMs], …]`: the one that holds Redis's time counts. With none of them the answer is
- * `['window', nowMs]` and nothing has changed.
+ * ARGV: command (`take`, `settle`, `reset`), mode, id (or empty), holdMs, share, number of ops, actual, granted (both lists
+ * with commas), takenMs; then per op: key, kind, limit, need, cost, reserved (`1` or `0`), and two more: gcra (`g`) burst and
+ * periodMs; calendar (`c`) startMs and endMs of the window that holds the client's idea of the time; concurrent (`n`) ttlMs and
+ * nothing. A window that does not hold Redis's time: the answer is `[-1, nowMs]` and nothing has changed.
  *
- * Counters: gcra is a hash of a level and the instant of its last draining; calendar an integer per window; concurrent a
- * sorted set of ids by expiry. A reservation also lies in a sorted set beside its counter, by expiry; a hold is a hash.
+ * The answer of `take`: allowed, nowMs, then granted, used, resetMs, retryMs (-1: never) of each op.
+ *
+ * Counters: calendar is `used`, gcra is `level drainedMs`, each followed by when the first reservation expires, where there is
+ * one; concurrent is a sorted set of ids by expiry. A reservation also lies in a sorted set beside its counter, by expiry. A
+ * hold is a hash.
  */
 export const QUOTA_SCRIPT = `
-local slot = KEYS[1]
-local args = cjson.decode(ARGV[1])
-args.o = cjson.decode(ARGV[2])
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local call, format, match = redis.call, string.format, string.match
+local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
+local slot, command, mode, id = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local time = call('TIME')
+local now = time[1] * 1000 + floor(time[2] / 1000)
 local DAY = 86400000
-local function text(number) return string.format('%.0f', number) end
--- Lists of integers as text: cjson would keep only 14 digits.
-local function pack(list)
-  local parts = {}
-  for index, number in ipairs(list) do parts[index] = text(number) end
-  return table.concat(parts, ',')
-end
-local function unpackList(packed)
+local MAX_UNITS = 9007199254740991
+local HEAD, WIDTH = 9, 8
+
+local function text(number) return format('%.0f', number) end
+local function listOf(packed)
   local list = {}
   for part in string.gmatch(packed, '[^,]+') do list[#list + 1] = tonumber(part) end
   return list
 end
 
-local function windowOf(op)
-  for _, window in ipairs(op.v) do
-    if now >= window[1] and now < window[2] then return window end
-  end
-  return nil
-end
+local count = 0
+local keys, kinds, limits, needs, costs, reserved, firsts, seconds = {}, {}, {}, {}, {}, {}, {}, {}
+local used, expiries, dirty = {}, {}, {}
 
-local function keyOf(op, startMs)
-  if op.w == 'calendar' then return slot .. ':' .. op.k .. ':' .. text(startMs) end
-  return slot .. ':' .. op.k
-end
-
--- Gives back what expired reservations hold. What a level has drained since is free already.
-local function giveBack(op, used, units, charged, takenMs)
-  local left = units
-  if op.w == 'gcra' then left = charged - math.max(0, now - takenMs) * op.l / op.p end
-  return math.max(0, used - math.max(0, math.min(units, left)))
-end
-
-local function sweep(op, state)
-  local held = state.key .. ':r'
-  local expired = redis.call('ZRANGEBYSCORE', held, '-inf', text(now), 'LIMIT', 0, 1000)
-  for _, member in ipairs(expired) do
-    local units, takenMs = string.match(member, '^(%d+):(%d+):')
-    state.used = giveBack(op, state.used, tonumber(units), tonumber(units), tonumber(takenMs))
-    state.dirty = true
-    redis.call('ZREM', held, member)
+local function parse(source, head, number)
+  count = number
+  for i = 1, number do
+    local at = head + (i - 1) * WIDTH
+    keys[i] = slot .. ':' .. source[at + 1]
+    kinds[i] = source[at + 2]
+    limits[i] = tonumber(source[at + 3])
+    needs[i] = tonumber(source[at + 4])
+    costs[i] = tonumber(source[at + 5])
+    reserved[i] = source[at + 6] == '1'
+    firsts[i] = tonumber(source[at + 7])
+    seconds[i] = tonumber(source[at + 8])
+    used[i] = 0
+    expiries[i] = nil
+    dirty[i] = false
   end
 end
 
-local function load(op)
-  local state = { used = 0, dirty = false }
-  if op.w == 'calendar' then
-    state.window = windowOf(op)
-    if not state.window then return nil end
-    state.key = keyOf(op, state.window[1])
-    state.used = tonumber(redis.call('GET', state.key) or '0')
-    sweep(op, state)
-  elseif op.w == 'gcra' then
-    state.key = keyOf(op)
-    local found = redis.call('HMGET', state.key, 'l', 't')
-    if found[1] then
-      local elapsed = math.max(0, now - tonumber(found[2]))
-      state.used = math.max(0, tonumber(found[1]) - elapsed * op.l / op.p)
+-- What a level has drained since is free already: giving that back too would admit more than the burst.
+local function giveBack(i, units, charged, takenMs)
+  if kinds[i] == 'g' then units = min(units, charged - max(0, now - takenMs) * limits[i] / seconds[i]) end
+  used[i] = max(0, used[i] - max(0, units))
+end
+
+-- Gives back what expired reservations hold.
+local function sweep(i)
+  local held = keys[i] .. ':r'
+  for _, member in ipairs(call('ZRANGEBYSCORE', held, '-inf', text(now), 'LIMIT', 0, 1000)) do
+    local units, takenMs = match(member, '^(%d+):(%d+):')
+    giveBack(i, tonumber(units), tonumber(units), tonumber(takenMs))
+    call('ZREM', held, member)
+  end
+  local first = call('ZRANGE', held, 0, 0, 'WITHSCORES')
+  expiries[i] = first[2] and tonumber(first[2])
+  dirty[i] = true
+end
+
+local function load(i, raw)
+  if kinds[i] == 'n' then
+    call('ZREMRANGEBYSCORE', keys[i], '-inf', text(now))
+    for _, member in ipairs(call('ZRANGE', keys[i], 0, -1)) do used[i] = used[i] + tonumber(match(member, '^(%d+):')) end
+    return
+  end
+  if not raw then return end
+  local units, expiry
+  if kinds[i] == 'c' then
+    units = tonumber(raw)
+    if not units then
+      local sum, first = match(raw, '^(%S+) (%S+)$')
+      units, expiry = tonumber(sum), tonumber(first)
     end
-    sweep(op, state)
   else
-    state.key = keyOf(op)
-    redis.call('ZREMRANGEBYSCORE', state.key, '-inf', text(now))
-    for _, member in ipairs(redis.call('ZRANGE', state.key, 0, -1)) do
-      state.used = state.used + tonumber(string.match(member, '^(%d+):'))
-    end
+    local level, drained, first = match(raw, '^(%S+) (%S+) ?(%S*)$')
+    units, drained, expiry = tonumber(level), tonumber(drained), tonumber(first)
+    -- A clock that was set back drains from now on, instead of standing still until it has caught up.
+    if now >= drained then units = max(0, units - (now - drained) * limits[i] / seconds[i]) else dirty[i] = true end
   end
-  return state
+  used[i], expiries[i] = units, expiry
+  if expiry and expiry <= now then sweep(i) end
 end
 
-local function save(op, state)
-  if op.w == 'calendar' then
-    redis.call('SET', state.key, text(state.used), 'PXAT', text(state.window[2] + DAY))
-  elseif op.w == 'gcra' then
-    local rate = op.l / op.p
-    local drained = now + DAY
-    if rate > 0 then drained = now + math.min(10 * 366 * DAY, math.ceil(state.used / rate) + 1000) end
-    redis.call('HSET', state.key, 'l', string.format('%.17g', state.used), 't', text(now))
-    redis.call('PEXPIREAT', state.key, text(drained))
+local function save(i)
+  local value, till
+  if kinds[i] == 'c' then
+    value = text(used[i])
+    till = seconds[i] + DAY
+  else
+    value = format('%.17g %.0f', used[i], now)
+    till = now + DAY
+    if limits[i] > 0 then till = now + min(3660 * DAY, ceil(used[i] * seconds[i] / limits[i]) + 1000) end
   end
+  if expiries[i] then value = value .. ' ' .. text(expiries[i]) end
+  call('SET', keys[i], value, 'PXAT', text(till))
 end
 
--- Only levels are rounded.
-local function tolerance(op) return math.min(1e-3, 1e-9 + op.b * 4e-16) end
-local function freeOf(op, used)
-  if op.w ~= 'gcra' then return math.max(0, op.b - used) end
-  return math.max(0, math.floor(op.b - used + tolerance(op)))
+local function charge(i, units) used[i] = min(MAX_UNITS, used[i] + units) end
+
+local function capacity(i) return kinds[i] == 'g' and firsts[i] or limits[i] end
+
+-- Only levels are rounded: rounding must not deny at the very instant that a denial named.
+local function tolerance(i) return kinds[i] == 'g' and min(1e-3, 1e-9 + firsts[i] * 4e-16) or 0 end
+
+local function freeOf(i) return max(0, floor(capacity(i) - used[i] + tolerance(i))) end
+
+local function resetMs(i)
+  if kinds[i] == 'c' then return seconds[i] - now end
+  if used[i] == 0 then return 0 end
+  if kinds[i] == 'g' then return limits[i] == 0 and seconds[i] or ceil(used[i] * seconds[i] / limits[i]) end
+  local first = call('ZRANGE', keys[i], 0, 0, 'WITHSCORES')
+  return first[2] and max(0, tonumber(first[2]) - now) or 0
 end
 
-local function resetMs(op, state)
-  if op.w == 'calendar' then return state.window[2] - now end
-  if state.used == 0 then return 0 end
-  if op.w == 'concurrent' then
-    local first = redis.call('ZRANGE', state.key, 0, 0, 'WITHSCORES')
-    if not first[2] then return 0 end
-    return math.max(0, tonumber(first[2]) - now)
-  end
-  if op.l == 0 then return op.p end
-  return math.ceil(state.used * op.p / op.l)
+local function retryMs(i, need)
+  if need == 0 or freeOf(i) >= need then return 0 end
+  if need > capacity(i) then return -1 end
+  if kinds[i] == 'c' then return seconds[i] - now end
+  if kinds[i] == 'n' then return max(1, min(1000, resetMs(i))) end
+  if limits[i] == 0 then return -1 end
+  return max(1, ceil((used[i] + need - firsts[i]) * seconds[i] / limits[i]))
 end
 
-local function retryMs(op, state, need)
-  if need == 0 or freeOf(op, state.used) >= need then return '0' end
-  if need > op.b then return '' end
-  if op.w == 'calendar' then return text(state.window[2] - now) end
-  if op.w == 'concurrent' then return text(math.max(1, math.min(1000, resetMs(op, state)))) end
-  if op.l == 0 then return '' end
-  return text(math.max(1, math.ceil((state.used + need - op.b) * op.p / op.l)))
-end
+-- Clients read long integers by adding digits up, which rounds.
+local function exact(number) return number > 1e15 and text(number) or number end
 
-local function answer(ops, states, allowed, granted)
-  local result = { allowed and '1' or '0', text(now) }
-  for index, op in ipairs(ops) do
-    local state = states[index]
-    local units = granted and granted[index]
+local function answer(allowed, granted)
+  local result = { allowed and 1 or 0, now }
+  for i = 1, count do
+    local units = granted and granted[i]
     local need = 0
-    if not units or (units == 0 and not allowed) then need = op.n end
-    local used = state.used
-    if op.w == 'gcra' then used = math.max(0, math.ceil(used - tolerance(op))) end
-    result[#result + 1] = text(units or 0)
-    result[#result + 1] = text(used)
-    result[#result + 1] = text(resetMs(op, state))
-    result[#result + 1] = retryMs(op, state, need)
+    if not units or (units == 0 and not allowed) then need = needs[i] end
+    local shown = used[i]
+    if kinds[i] == 'g' then shown = max(0, ceil(shown - tolerance(i))) end
+    local at = 2 + (i - 1) * 4
+    result[at + 1], result[at + 2], result[at + 3], result[at + 4] = exact(units or 0), exact(shown), resetMs(i), retryMs(i, need)
   end
   return result
 end
 
-local function take(ops)
-  local states = {}
-  for index, op in ipairs(ops) do
-    local state = load(op)
-    if not state then return { 'window', text(now) } end
-    states[index] = state
+local function outside()
+  for i = 1, count do
+    if kinds[i] == 'c' and (now < firsts[i] or now >= seconds[i]) then return true end
   end
-  local holdKey = args.i and (slot .. ':h:' .. args.i)
-  if holdKey then
-    local known = redis.call('HGET', holdKey, 'g')
-    if known then return answer(ops, states, true, unpackList(known)) end
-  end
+  return false
+end
+
+local function take()
+  local holdMs, share = tonumber(ARGV[4]), tonumber(ARGV[5])
+  parse(ARGV, HEAD, tonumber(ARGV[6]))
+  if outside() then return { -1, now } end
+  local raws = count > 0 and call('MGET', unpack(keys)) or {}
   local allowed = true
-  for index, op in ipairs(ops) do
-    if op.n > 0 and freeOf(op, states[index].used) < op.n then allowed = false end
+  for i = 1, count do
+    load(i, raws[i])
+    if needs[i] > 0 and freeOf(i) < needs[i] then allowed = false end
   end
-  local granted = nil
-  if args.m ~= 'peek' and (args.m ~= 'all' or allowed) then
+  local holdKey = id ~= '' and (slot .. ':h:' .. id)
+  local known = holdKey and call('HGET', holdKey, 'g')
+  local granted = known and listOf(known)
+  if granted then allowed = true end
+  if not granted and mode ~= 'peek' and (mode ~= 'all' or allowed) then
     granted = {}
-    local any = false
-    for index, op in ipairs(ops) do
-      local units = op.c
-      if args.m == 'upTo' then
-        local free = freeOf(op, states[index].used)
-        if free < op.n then units = 0
-        else units = math.min(free, op.c, math.max(op.n, math.floor(free / args.s))) end
+    local latest, any = now + holdMs, false
+    for i = 1, count do
+      local units = costs[i]
+      if mode == 'upTo' then
+        local free = freeOf(i)
+        units = free < needs[i] and 0 or min(free, units, max(needs[i], floor(free / share)))
       end
-      granted[index] = units
-      if units > 0 then any = true end
-    end
-    local latest = now + args.h
-    for index, op in ipairs(ops) do
-      local state, units = states[index], granted[index]
+      granted[i] = units
       if units > 0 then
-        if op.w == 'concurrent' then
-          local expires = now + op.t
-          latest = math.max(latest, expires)
-          redis.call('ZADD', state.key, text(expires), text(units) .. ':' .. args.i)
-          local last = redis.call('ZRANGE', state.key, -1, -1, 'WITHSCORES')
-          redis.call('PEXPIREAT', state.key, text(tonumber(last[2]) + 1000))
-          state.used = state.used + units
+        any = true
+        charge(i, units)
+        if kinds[i] == 'n' then
+          latest = max(latest, now + firsts[i])
+          call('ZADD', keys[i], text(now + firsts[i]), text(units) .. ':' .. id)
+          local last = call('ZRANGE', keys[i], -1, -1, 'WITHSCORES')
+          call('PEXPIREAT', keys[i], text(tonumber(last[2]) + 1000))
         else
-          state.used = state.used + units
-          state.dirty = true
-          if op.r and args.m ~= 'upTo' then
-            local held = state.key .. ':r'
-            redis.call('ZADD', held, text(now + args.h), text(units) .. ':' .. text(now) .. ':' .. args.i)
-            local last = redis.call('ZRANGE', held, -1, -1, 'WITHSCORES')
-            redis.call('PEXPIREAT', held, text(tonumber(last[2]) + DAY))
+          dirty[i] = true
+          if reserved[i] and mode ~= 'upTo' then
+            local held = keys[i] .. ':r'
+            call('ZADD', held, text(now + holdMs), text(units) .. ':' .. text(now) .. ':' .. id)
+            local last = call('ZRANGE', held, -1, -1, 'WITHSCORES')
+            call('PEXPIREAT', held, text(tonumber(last[2]) + DAY))
+            expiries[i] = min(expiries[i] or math.huge, now + holdMs)
           end
         end
       end
     end
-    if holdKey and (args.m ~= 'upTo' or any) then
-      local starts = {}
-      for index, state in ipairs(states) do starts[index] = state.window and state.window[1] or 0 end
-      redis.call('HSET', holdKey, 'g', pack(granted), 't', text(now), 'o', ARGV[2], 's', pack(starts))
-      redis.call('PEXPIREAT', holdKey, text(latest + DAY))
+    if holdKey and (mode ~= 'upTo' or any) then
+      local units = {}
+      for i = 1, count do units[i] = text(granted[i]) end
+      call('HSET', holdKey, 'g', table.concat(units, ','), 't', text(now), 'n', count, 'm', mode,
+        'o', table.concat(ARGV, '\\n', HEAD + 1, HEAD + count * WIDTH))
+      call('PEXPIREAT', holdKey, text(latest + DAY))
     end
+    if mode == 'force' then allowed = true end
   end
-  for index, op in ipairs(ops) do
-    if states[index].dirty then save(op, states[index]) end
+  for i = 1, count do
+    if dirty[i] then save(i) end
   end
-  return answer(ops, states, allowed or args.m == 'force', granted)
+  return answer(allowed, granted)
 end
 
 -- Books the difference between what was charged and what was used, on the window in which it was charged.
-local function settleOp(op, startMs, granted, charged, actual, takenMs)
-  if op.w == 'calendar' then
-    local window = windowOf(op)
-    if not window or window[1] ~= startMs then return end
-    local key = keyOf(op, startMs)
-    local found = redis.call('GET', key)
-    if not found then return end
-    local used = math.max(0, tonumber(found) + actual - charged)
-    redis.call('SET', key, text(used), 'PXAT', text(window[2] + DAY))
-  elseif op.w == 'gcra' then
-    local state = load(op)
-    if actual > charged then state.used = state.used + actual - charged
-    elseif actual < charged then state.used = giveBack(op, state.used, charged - actual, charged, takenMs) end
-    if actual ~= charged and (state.used > 0 or redis.call('EXISTS', state.key) == 1) then save(op, state) end
-  end
+local function settleOp(i, charged, actual, takenMs)
+  if kinds[i] == 'c' and now >= seconds[i] then return end
+  local raw = call('GET', keys[i])
+  if not raw and (kinds[i] == 'c' or actual <= charged) then return end
+  load(i, raw)
+  if actual > charged then charge(i, actual - charged) else giveBack(i, charged - actual, charged, takenMs) end
+  save(i)
 end
 
 local function settle()
-  if args.i then
-    local holdKey = slot .. ':h:' .. args.i
-    local hold = redis.call('HMGET', holdKey, 'g', 't', 'o', 's', 'd')
-    if not hold[1] or hold[5] then return {} end
-    redis.call('HSET', holdKey, 'd', '1')
-    redis.call('PEXPIREAT', holdKey, text(now + 60000))
-    local granted, takenMs, starts = unpackList(hold[1]), tonumber(hold[2]), unpackList(hold[4])
-    for index, op in ipairs(cjson.decode(hold[3])) do
-      local units = granted[index]
-      if units > 0 then
-        local key = keyOf(op, starts[index])
-        if op.w == 'concurrent' then
-          redis.call('ZREM', key, text(units) .. ':' .. args.i)
-        else
-          local charged = units
-          if op.r then
-            -- Swept already: it was given back when it expired.
-            local removed = redis.call('ZREM', key .. ':r', text(units) .. ':' .. text(takenMs) .. ':' .. args.i)
-            if removed == 0 then charged = 0 end
-          end
-          settleOp(op, starts[index], units, charged, args.a[index] or units, takenMs)
-        end
-      end
+  local actual = listOf(ARGV[7])
+  if id == '' then
+    parse(ARGV, HEAD, tonumber(ARGV[6]))
+    local granted, takenMs = listOf(ARGV[8]), tonumber(ARGV[9])
+    for i = 1, count do
+      local units = actual[i] or granted[i]
+      if granted[i] > 0 and units ~= granted[i] then settleOp(i, granted[i], units, takenMs) end
     end
     return {}
   end
-  for index, op in ipairs(args.o) do
-    local granted = args.g[index]
-    local actual = args.a[index] or granted
-    if granted > 0 and actual ~= granted then
-      local startMs = 0
-      if op.w == 'calendar' then
-        for _, window in ipairs(op.v) do
-          if args.t >= window[1] and args.t < window[2] then startMs = window[1] end
+  local holdKey = slot .. ':h:' .. id
+  local hold = call('HMGET', holdKey, 'g', 't', 'n', 'o', 'm', 'd')
+  if not hold[1] or hold[6] then return {} end
+  call('HSET', holdKey, 'd', '1')
+  call('PEXPIREAT', holdKey, text(now + 60000))
+  local source = {}
+  for part in string.gmatch(hold[4] .. '\\n', '(.-)\\n') do source[#source + 1] = part end
+  parse(source, 0, tonumber(hold[3]))
+  local granted, takenMs = listOf(hold[1]), tonumber(hold[2])
+  for i = 1, count do
+    local charged = granted[i]
+    local units = actual[i] or charged
+    if charged > 0 then
+      if kinds[i] == 'n' then
+        call('ZREM', keys[i], text(charged) .. ':' .. id)
+      else
+        if reserved[i] and hold[5] ~= 'upTo' then
+          -- Swept already: it was given back when it expired.
+          local removed = call('ZREM', keys[i] .. ':r', text(charged) .. ':' .. text(takenMs) .. ':' .. id)
+          if removed == 0 then charged = 0 end
         end
+        settleOp(i, charged, units, takenMs)
       end
-      settleOp(op, startMs, granted, granted, actual, args.t)
     end
   end
   return {}
 end
 
-if args.c == 'take' then return take(args.o) end
-if args.c == 'settle' then return settle() end
-for _, op in ipairs(args.o) do
-  if op.w == 'calendar' then
-    local window = windowOf(op)
-    if not window then return { 'window', text(now) } end
-    redis.call('DEL', keyOf(op, window[1]), keyOf(op, window[1]) .. ':r')
-  else
-    redis.call('DEL', keyOf(op), keyOf(op) .. ':r')
-  end
-end
-return {}
+if command == 'take' then return take() end
+if command == 'settle' then return settle() end
+parse(ARGV, HEAD, tonumber(ARGV[6]))
+if outside() then return { -1, now } end
+for i = 1, count do call('DEL', keys[i], keys[i] .. ':r') end
+return { 1, now }
 `;

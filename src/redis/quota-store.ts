@@ -34,6 +34,7 @@ export interface RedisQuotaStoreOptions {
 const BREAKER_FAILURES = 5;
 /** Milliseconds for which it is. */
 const BREAKER_MS = 1_000;
+const KIND = { gcra: 'g', calendar: 'c', concurrent: 'n' } as const;
 const PREFIX = /^[A-Za-z0-9._:-]{1,64}$/;
 
 /**
@@ -96,36 +97,40 @@ class CountersInRedis implements QuotaStore {
 
   async take(slot: string, ops: readonly QuotaOp[], options: TakeOptions): Promise<TakeResult> {
     checkOps(ops, options);
-    const { mode, id, holdMs = HOLD_MS, share = 1 } = options;
-    const answer = await this.#call(slot, { c: 'take', m: mode, i: id, h: Math.ceil(holdMs), s: share }, ops);
-    const results: OpResult[] = ops.map((_, index) => {
-      const [granted, used, reset, retry] = answer.slice(2 + index * 4, 6 + index * 4) as string[];
-      return {
-        granted: Number(granted),
-        used: Number(used),
-        resetMs: Number(reset),
-        retryMs: retry === '' ? null : Number(retry),
-      };
-    });
-    return { allowed: answer[0] === '1', serverNowMs: Number(answer[1]), ops: results };
+    const { mode, id = '', holdMs = HOLD_MS, share = 1 } = options;
+    const head = ['take', mode, id, String(Math.ceil(holdMs)), String(share)];
+    const answer = await this.#onTime(slot, head, ops);
+    const results: OpResult[] = [];
+    for (let at = 2; at < answer.length; at += 4) {
+      const retryMs = Number(answer[at + 3]);
+      results.push({
+        granted: Number(answer[at]),
+        used: Number(answer[at + 1]),
+        resetMs: Number(answer[at + 2]),
+        retryMs: retryMs < 0 ? null : retryMs,
+      });
+    }
+    return { allowed: Number(answer[0]) === 1, serverNowMs: Number(answer[1]), ops: results };
   }
 
   async settle(slot: string, hold: string | Charge, actual: readonly number[]): Promise<void> {
+    const units = actual.join(',');
     if (typeof hold === 'string') {
-      await this.#call(slot, { c: 'settle', i: hold, a: actual }, []);
+      await this.#call(slot, ['settle', '', hold, '0', '1', '0', units, '', '0']);
       return;
     }
     const { ops, taken } = hold;
-    const granted = taken.ops.map((each) => each.granted);
-    await this.#call(slot, { c: 'settle', a: actual, g: granted, t: taken.serverNowMs }, ops);
+    const granted = taken.ops.map((each) => each.granted).join(',');
+    const head = ['settle', '', '', '0', '1', String(ops.length), units, granted, String(taken.serverNowMs)];
+    await this.#call(slot, spell(head, ops, taken.serverNowMs));
   }
 
   async reset(slot: string, ops: readonly QuotaOp[]): Promise<void> {
-    await this.#call(slot, { c: 'reset' }, ops);
+    await this.#onTime(slot, ['reset', '', '', '0', '1'], ops);
   }
 
   async ready(): Promise<void> {
-    await this.#call('ready', { c: 'reset' }, []);
+    await this.#onTime('ready', ['reset', '', '', '0', '1'], []);
   }
 
   async close(): Promise<void> {
@@ -134,36 +139,30 @@ class CountersInRedis implements QuotaStore {
     this.#own?.disconnect?.();
   }
 
-  /** Runs the script. Where the clocks are so far apart that it knew none of the windows, once more with Redis's time. */
-  async #call(slot: string, args: object, ops: readonly QuotaOp[]): Promise<string[]> {
-    const key = `${this.#prefix}:{${slot}}`;
-    const send = () =>
-      this.#guard(() => this.#run([key], [JSON.stringify(args), JSON.stringify(ops.map((op) => this.#spell(op)))]));
-    let answer = await send();
-    if (answer[0] === 'window') {
+  /** Runs the script. Where it is in another window of the calendar than this process, once more with Redis's time. */
+  async #onTime(slot: string, head: readonly string[], ops: readonly QuotaOp[]): Promise<unknown[]> {
+    for (let attempt = 0; attempt < 2; attempt++) {
+      const now = this.#clock.now();
+      const answer = await this.#call(
+        slot,
+        spell([...head, String(ops.length), '', '', '0'], ops, now + this.#aheadMs),
+      );
+      if (Number(answer[0]) >= 0) return answer;
       this.#aheadMs = Number(answer[1]) - this.#clock.now();
-      answer = await send();
-      if (answer[0] === 'window') throw new Error('the clocks of Redis and of this process jump');
     }
-    return answer;
+    throw new Error('the clocks of Redis and of this process jump');
   }
 
-  #spell({ key, window, limit, cost, need, reserved }: QuotaOp): object {
-    const op = { k: key, w: window.kind, l: limit, c: cost, n: need ?? cost, r: reserved === true };
-    if (window.kind === 'gcra') return { ...op, b: window.burst, p: window.periodMs };
-    if (window.kind === 'concurrent') return { ...op, b: limit, t: Math.ceil(window.ttlMs) };
-    const now = window.at(this.#clock.now() + this.#aheadMs);
-    const before = window.at(now.startMs - 1);
-    const after = window.at(now.endMs);
-    return { ...op, b: limit, v: [before, now, after].map(({ startMs, endMs }) => [startMs, endMs]) };
+  #call(slot: string, args: readonly string[]): Promise<unknown[]> {
+    return this.#guard(() => this.#run([`${this.#prefix}:{${slot}}`], args));
   }
 
   /** The deadline and the circuit breaker. */
-  async #guard(work: () => Promise<unknown>): Promise<string[]> {
+  async #guard(work: () => Promise<unknown>): Promise<unknown[]> {
     if (this.#closed) throw new Error('the quota store is closed');
     if (this.#clock.monotonic() < this.#closedUntilMs) throw new Error('Redis failed a moment ago and is left alone');
     try {
-      const answer = (await inTime(this.#deadlineMs, work())) as string[];
+      const answer = (await inTime(this.#deadlineMs, work())) as unknown[];
       this.#failures = 0;
       return answer;
     } catch (error) {
@@ -172,6 +171,25 @@ class CountersInRedis implements QuotaStore {
       throw error;
     }
   }
+}
+
+/** The script's arguments: the head, then eight for each op, in the window of this instant. */
+function spell(head: string[], ops: readonly QuotaOp[], nowMs: number): string[] {
+  for (const { key, window, limit, cost, need, reserved } of ops) {
+    const { kind } = window;
+    let name = key;
+    let [first, second] = [0, 0];
+    if (kind === 'gcra') [first, second] = [window.burst, window.periodMs];
+    else if (kind === 'concurrent') first = Math.ceil(window.ttlMs);
+    else {
+      const { startMs, endMs } = window.at(nowMs);
+      [first, second] = [startMs, endMs];
+      name = `${key}:${startMs}`;
+    }
+    head.push(name, KIND[kind], String(limit), String(need ?? cost), String(cost), reserved === true ? '1' : '0');
+    head.push(String(first), String(second));
+  }
+  return head;
 }
 
 /** A connection that does not send a command twice; node-redis does not by itself. */

@@ -118,6 +118,7 @@ export function quotaStoreContract(make: () => Promise<QuotaStoreUnderTest>): Co
       refused.ops.map(({ retryMs }) => retryMs === 0),
       [true, false, true],
     );
+    for (const op of ops) assert.equal(await on.used(op), 2);
   });
 
   test('peeks without charging, and charges nothing for a cost of 0', async (on) => {
