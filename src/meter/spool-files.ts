@@ -1,4 +1,4 @@
-import { type FileHandle, open, rename, rm, rmdir, writeFile } from 'node:fs/promises';
+import { type FileHandle, open, rename, rm, rmdir, unlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 
 /** Usage is nobody else's business. */
@@ -11,6 +11,27 @@ export async function writeAll(file: FileHandle, bytes: Uint8Array, offset: numb
   while (done < bytes.length) {
     const { bytesWritten } = await file.write(bytes, done, bytes.length - done, offset + done);
     done += bytesWritten;
+  }
+}
+
+/** Makes a file of these parts, which appears in one step, and leaves it open for more. */
+export async function createFile(path: string, parts: readonly Uint8Array[], durable: boolean): Promise<FileHandle> {
+  const temporary = `${path}.tmp`;
+  const file = await open(temporary, 'w', FILE_MODE);
+  try {
+    let at = 0;
+    for (const part of parts) {
+      await writeAll(file, part, at);
+      at += part.length;
+    }
+    if (durable) await file.datasync();
+    await rename(temporary, path);
+    if (durable) await syncDirectory(dirname(path));
+    return file;
+  } catch (error) {
+    await file.close().catch(() => undefined);
+    await unlink(temporary).catch(() => undefined);
+    throw error;
   }
 }
 

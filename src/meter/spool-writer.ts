@@ -1,8 +1,8 @@
-import { type FileHandle, open, rename, unlink } from 'node:fs/promises';
+import { type FileHandle, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock } from '../runtime/clock.js';
 import type { LogRefusal } from './event-log.js';
-import { codeOf, FILE_MODE, RESERVE, syncDirectory, writeAll } from './spool-files.js';
+import { codeOf, createFile, RESERVE, writeAll } from './spool-files.js';
 import type { Group, GroupQueue } from './spool-group.js';
 import { encodeHeader, HEADER_BYTES } from './spool-record.js';
 import { newSegment, noteEvents, type Segment } from './spool-segment.js';
@@ -382,35 +382,16 @@ export class SpoolWriter<R> {
   async #openSegment(firstNumber: number, groups: readonly Group<R>[] = []): Promise<void> {
     const { directory, segments, lastSeq } = this.#source;
     const segment = newSegment(directory, this.#ordinal + 1, lastSeq);
-    const temporary = `${segment.path}.tmp`;
-    const file = await open(temporary, 'w', FILE_MODE);
-    try {
-      let at = 0;
-      for (const bytes of [encodeHeader({ firstNumber, lastSeq }), ...groups.map((group) => group.bytes)]) {
-        await writeAll(file, bytes, at);
-        at += bytes.length;
-      }
-      if (this.#settings.fsync !== 'os') await file.datasync();
-      await rename(temporary, segment.path);
-      if (this.#settings.fsync !== 'os') await syncDirectory(directory);
-    } catch (error) {
-      await file.close().catch(() => undefined);
-      await unlink(temporary).catch(() => undefined);
-      throw error;
-    }
+    const parts = [encodeHeader({ firstNumber, lastSeq }), ...groups.map((group) => group.bytes)];
+    this.#file = await createFile(segment.path, parts, this.#settings.fsync !== 'os');
     this.#ordinal = segment.ordinal;
     segments.push(segment);
-    this.#file = file;
   }
 
   /** Real bytes, so that the disk has them; requests are admitted only while it is there. */
   async #makeReserve(): Promise<void> {
-    const file = await open(this.#reservePath, 'w', FILE_MODE);
-    try {
-      await writeAll(file, Buffer.alloc(this.#settings.reserveBytes, 0x54), 0);
-    } finally {
-      await file.close();
-    }
+    const file = await createFile(this.#reservePath, [Buffer.alloc(this.#settings.reserveBytes, 0x54)], false);
+    await file.close();
   }
 }
 
