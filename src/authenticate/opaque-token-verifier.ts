@@ -40,6 +40,5 @@ export function opaqueTokenVerifier(given: OpaqueTokenVerifierOptions): Verifier
 function verified(answer: TokenAnswer): Verified {
   if (!answer.active) throw new AccessError('invalid_token', { reason: answer.reason });
   const { identity, cacheSeconds } = answer;
-  // The expiry is this registry's own word, by its own clock: there is nothing to tolerate.
-  return { identity, clockToleranceSeconds: 0, ...(cacheSeconds === undefined ? {} : { cacheSeconds }) };
+  return { identity, ...(cacheSeconds === undefined ? {} : { cacheSeconds }) };
 }

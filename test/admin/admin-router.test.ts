@@ -523,7 +523,10 @@ describe('adminRouter', () => {
     const app = express();
     app.use(adminRouter({ registry, guard: odd }));
     const ask = asker(await listen(app));
-    expect((await ask('POST', '/clients', { name: 'a' })).status).toBe(201);
+    const client = await registry.createClient({ name: 'a' });
+    expect((await ask('POST', `/clients/${client.id}/tokens`, { scopes: [] })).status).toBe(201);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+    expect((await registry.listTokens()).items).toHaveLength(1);
     mode = 'answers';
     expect(await ask('POST', '/clients', { name: 'b' })).toMatchObject({ status: 403, body: { code: 'mine' } });
     expect((await registry.listClients()).items).toHaveLength(1);

@@ -206,6 +206,17 @@ describe('opaqueTokenVerifier', () => {
     expect(reasons).toEqual(['the token has expired']);
   });
 
+  it('refuses a token whose client is gone, whatever its record says', async () => {
+    const inner = memoryTokenStore();
+    const store: TokenStore = {
+      ...inner,
+      getTokens: async (ids) => (await inner.getTokens(ids)).map(({ token }) => ({ token })),
+    };
+    const { ask, reasons, token } = await issuedApp({ store });
+    expect((await ask(token)).status).toBe(401);
+    expect(reasons).toEqual(["the token's client was deleted"]);
+  });
+
   it('answers 503 while the store is down, keeps known callers, and recovers', async () => {
     let down = false;
     const inner = memoryTokenStore();
