@@ -17,11 +17,12 @@ export function readTargets(indicators: readonly string[], audiences: readonly s
   const audience = new Set<string>();
   const resources: Resource[] = [];
   for (const indicator of indicators) {
-    if (indicator.includes('#') || !URL.canParse(indicator)) throw unknown();
+    if (indicator.includes('#')) throw unknown();
     if (audiences.includes(indicator)) {
       audience.add(indicator);
       continue;
     }
+    if (!URL.canParse(indicator)) throw unknown();
     const owner = audiences.find((candidate) => indicator.startsWith(prefixOf(candidate)));
     const [type, id, ...rest] =
       owner === undefined ? [] : indicator.slice(prefixOf(owner).length).split('/').map(decode);

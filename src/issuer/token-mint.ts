@@ -28,6 +28,7 @@ export interface MintedToken {
 
 /** 128 bits: no two tokens of an issuer share an id. */
 const TOKEN_ID_BYTES = 16;
+const POOLED_IDS = 64;
 /** Milliseconds between two looks at the clock while a token waits for the second to be over. */
 const CLOCK_LOOK_MS = 50;
 
@@ -35,6 +36,9 @@ const CLOCK_LOOK_MS = 50;
 export class TokenMint {
   readonly #settings: MintSettings;
   readonly #sign = createJwtSigner('at+jwt');
+  /** Randomness ahead of use: asking for it is dearer than using it. */
+  #pool: Uint8Array = new Uint8Array(0);
+  #used = 0;
 
   constructor(settings: MintSettings) {
     this.#settings = settings;
@@ -46,8 +50,8 @@ export class TokenMint {
    *   `unauthorized_client` when whatever would be issued is revoked already; `invalid_request` when `notAfter` has passed.
    */
   async mint(grant: Grant, notAfter = Number.POSITIVE_INFINITY): Promise<MintedToken> {
-    const { issuer, audiences, random } = this.#settings;
-    const tokenId = base64url(random(TOKEN_ID_BYTES));
+    const { issuer, audiences } = this.#settings;
+    const tokenId = this.#tokenId();
     const { signer, issuedAt } = this.#tryNow(grant, tokenId) ?? (await this.#pastWatermarks(grant, tokenId));
     const expiresAt = Math.min(issuedAt + grant.ttlSeconds, Math.floor(notAfter));
     if (expiresAt <= issuedAt)
@@ -73,6 +77,20 @@ export class TokenMint {
       // The error of a key management service may say more than a caller should read.
       throw unavailable('signing failed');
     }
+  }
+
+  #tokenId(): string {
+    if (this.#used >= this.#pool.length) {
+      this.#pool = this.#settings.random(TOKEN_ID_BYTES * POOLED_IDS);
+      this.#used = 0;
+    }
+    const bytes = this.#pool.subarray(this.#used, this.#used + TOKEN_ID_BYTES);
+    this.#used += TOKEN_ID_BYTES;
+    // A source that gave less than it was asked for.
+    if (bytes.length < TOKEN_ID_BYTES) throw unavailable('there is no randomness');
+    const id = base64url(bytes);
+    bytes.fill(0);
+    return id;
   }
 
   #signer(): Signer {
