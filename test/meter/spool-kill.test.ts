@@ -278,4 +278,35 @@ describe('processes that share a directory', () => {
     expect(owners.size).toBe(4);
     expect(await readdir(settings('a').directory)).toEqual([]);
   }, 120_000);
+
+  test('leave one alone that only stands still', async () => {
+    const directory = join(folder.path, 'paused');
+    await mkdir(directory);
+    const settings = (name: string): ServerSettings => ({
+      directory: join(directory, 'spool'),
+      ledger: join(directory, `${name}.db`),
+      durability: 'intent',
+    });
+    const [paused, peer] = (await Promise.all(['paused', 'peer'].map((name) => start(settings(name))))) as [
+      Server,
+      Server,
+    ];
+    paused.pause();
+    // Two rounds of looking for dead ones.
+    await new Promise((resolve) => setTimeout(resolve, 4_500));
+    expect((await ask<PipelineStats>(peer, 'stats')).adopted).toBe(0);
+    paused.resume();
+    const client = new Client();
+    client.load(paused.ready.port);
+    await until(() => client.seen.size > 10);
+    await client.stop();
+    await ask(paused, 'close');
+    await ask(peer, 'close');
+    const ids = new Set(rowsOf(settings('paused').ledger).map(({ id }) => id));
+    expect([...client.seen.keys()].filter((id) => !ids.has(id))).toEqual([]);
+    for (const server of [paused, peer]) {
+      await server.exited;
+      running.delete(server);
+    }
+  }, 60_000);
 });
