@@ -149,43 +149,42 @@ function tolerance(capacity: number): number {
   return Math.min(1e-3, 1e-9 + capacity * 4e-16);
 }
 
-/** Where a counter stands; undefined is one that nothing has been charged to. `need`: what must be free, 0 if it was granted. */
+/**
+ * Where a counter stands.
+ *
+ * @param used its level or sum. @param expiryMs until its first entry or reservation expires.
+ * @param need what must be free; 0 if it was granted.
+ */
 export function standing(
   op: QuotaOp,
-  counter: MemoryCounter | undefined,
-  now: Instant,
+  used: number,
+  expiryMs: number,
+  nowMs: number,
   need: number,
   granted: number,
 ): OpResult {
-  const used = counter === undefined ? 0 : counter.used;
+  const resets = resetMs(op, used, expiryMs, nowMs);
   return {
     granted,
     used: op.window.kind === 'gcra' ? Math.max(0, Math.ceil(used - tolerance(op.window.burst))) : used,
-    resetMs: resetMs(op, counter, used, now),
-    retryMs: need === 0 || freeOf(op, used) >= need ? 0 : retryMs(op, counter, used, need, now),
+    resetMs: resets,
+    retryMs: need === 0 || freeOf(op, used) >= need ? 0 : retryMs(op, used, resets, need),
   };
 }
 
-function resetMs(op: QuotaOp, counter: MemoryCounter | undefined, used: number, now: Instant): number {
-  const { window } = op;
-  if (window.kind === 'calendar') return window.at(now.wallMs).endMs - now.wallMs;
-  if (counter === undefined || used === 0) return 0;
-  if (window.kind === 'concurrent') return counter.expiryMs(now);
-  return op.limit === 0 ? window.periodMs : Math.ceil((used * window.periodMs) / op.limit);
+function resetMs({ window, limit }: QuotaOp, used: number, expiryMs: number, nowMs: number): number {
+  if (window.kind === 'calendar') return window.at(nowMs).endMs - nowMs;
+  if (used === 0) return 0;
+  if (window.kind === 'concurrent') return expiryMs;
+  return limit === 0 ? window.periodMs : Math.ceil((used * window.periodMs) / limit);
 }
 
-function retryMs(
-  op: QuotaOp,
-  counter: MemoryCounter | undefined,
-  used: number,
-  need: number,
-  now: Instant,
-): number | null {
+function retryMs(op: QuotaOp, used: number, resets: number, need: number): number | null {
   const { window } = op;
   if (need > capacityOf(op)) return null;
-  if (window.kind === 'calendar') return window.at(now.wallMs).endMs - now.wallMs;
+  if (window.kind === 'calendar') return resets;
   // What is held may end at any moment: a second is a fair guess.
-  if (window.kind === 'concurrent') return Math.max(1, Math.min(1_000, resetMs(op, counter, used, now)));
+  if (window.kind === 'concurrent') return Math.max(1, Math.min(1_000, resets));
   if (op.limit === 0) return null;
   return Math.max(1, Math.ceil(((used + need - window.burst) * window.periodMs) / op.limit));
 }

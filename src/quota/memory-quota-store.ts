@@ -305,7 +305,9 @@ function answer(
     const op = ops[index] as QuotaOp;
     const units = granted?.[index];
     const need = units === undefined || (units === 0 && !allowed) ? (op.need ?? op.cost) : 0;
-    results.push(standing(op, counters[index], now, need, units ?? 0));
+    const counter = counters[index];
+    const expiryMs = counter === undefined ? 0 : counter.expiryMs(now);
+    results.push(standing(op, counter?.used ?? 0, expiryMs, now.wallMs, need, units ?? 0));
   }
   return { allowed, serverNowMs: now.wallMs, ops: results };
 }

@@ -3,7 +3,11 @@
  * and every key that it makes has a time to live. It is called for every request, hence its flat arguments: one `MGET`
  * reads all counters, one `SET` writes each.
  *
- * KEYS[1] is the slot, `<prefix>:{<hash>}`; all other keys begin with it, so that they live on the same node of a cluster.
+ * The usual call is `charge`: all or nothing, no id. KEYS are the counters; ARGV: `charge`, then per op: kind, limit, need,
+ * cost, and two more as below. The answer: allowed, nowMs, then the level or sum of each counter; [-2, nowMs] sends the
+ * client the long way.
+ *
+ * Otherwise KEYS[1] is the slot, `<prefix>:{<hash>}`; all other keys begin with it, so that they live on the same node of a cluster.
  * ARGV: command (`take`, `settle`, `reset`), mode, id (or empty), holdMs, share, number of ops, actual, granted (both lists
  * with commas), takenMs; then per op: key, kind, limit, need, cost, reserved (`1` or `0`), and two more: gcra (`g`) burst and
  * periodMs; calendar (`c`) startMs and endMs of the window that holds the client's idea of the time; concurrent (`n`) ttlMs and
@@ -18,10 +22,58 @@
 export const QUOTA_SCRIPT = `
 local call, format, match = redis.call, string.format, string.match
 local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
-local slot, command, mode, id = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local time = call('TIME')
 local now = time[1] * 1000 + floor(time[2] / 1000)
 local DAY = 86400000
+
+if ARGV[1] == 'charge' then
+  local count = #KEYS
+  local raws = call('MGET', unpack(KEYS))
+  local result, levels, allowed = { 1, now }, {}, true
+  for i = 1, count do
+    local at = i * 6 - 5
+    local limit, need, first, second = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
+    local raw, level, room = raws[i], 0, limit
+    if ARGV[at + 1] == 'c' then
+      if now < first or now >= second then return { -1, now } end
+      if raw then level = tonumber(raw) end
+    else
+      room = first + min(1e-3, 1e-9 + first * 4e-16)
+      if raw then
+        local stored, drained = match(raw, '^(%S+) (%d+)$')
+        level = stored and now >= tonumber(drained) and max(0, stored - (now - drained) * limit / second)
+      end
+    end
+    -- There are reservations, or the clock was set back: that takes the long way.
+    if not level then return { -2, now } end
+    levels[i] = level
+    if need > 0 and level + need > room then allowed = false end
+  end
+  for i = 1, count do
+    local at = i * 6 - 5
+    local level = levels[i]
+    local value = level > 1e15 and format('%.17g', level) or level
+    if not allowed or ARGV[at + 4] == '0' then
+      if ARGV[at + 1] == 'g' then value = format('%.17g', level) end
+    elseif ARGV[at + 1] == 'c' then
+      level = level + ARGV[at + 4]
+      value = level > 1e15 and format('%.17g', level) or level
+      if raws[i] then call('INCRBY', KEYS[i], ARGV[at + 4])
+      else call('SET', KEYS[i], ARGV[at + 4], 'PXAT', format('%.0f', ARGV[at + 6] + DAY)) end
+    else
+      level = level + ARGV[at + 4]
+      value = format('%.17g %.0f', level, now)
+      local limit, till = tonumber(ARGV[at + 2]), DAY
+      if limit > 0 then till = min(3660 * DAY, ceil(level * ARGV[at + 6] / limit) + 1000) end
+      call('SET', KEYS[i], value, 'PXAT', format('%.0f', now + till))
+    end
+    result[2 + i] = value
+  end
+  if not allowed then result[1] = 0 end
+  return result
+end
+
+local slot, command, mode, id = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local MAX_UNITS = 9007199254740991
 local HEAD, WIDTH = 9, 8
 

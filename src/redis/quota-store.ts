@@ -1,4 +1,5 @@
 import { OptionsParser } from '../errors/options-parser.js';
+import { standing } from '../quota/memory-counter.js';
 import {
   type Charge,
   checkOps,
@@ -34,6 +35,7 @@ export interface RedisQuotaStoreOptions {
 const BREAKER_FAILURES = 5;
 /** Milliseconds for which it is. */
 const BREAKER_MS = 1_000;
+const NO_WINDOW = { startMs: 0, endMs: 0 };
 const KIND = { gcra: 'g', calendar: 'c', concurrent: 'n' } as const;
 const PREFIX = /^[A-Za-z0-9._:-]{1,64}$/;
 
@@ -98,6 +100,10 @@ class CountersInRedis implements QuotaStore {
   async take(slot: string, ops: readonly QuotaOp[], options: TakeOptions): Promise<TakeResult> {
     checkOps(ops, options);
     const { mode, id = '', holdMs = HOLD_MS, share = 1 } = options;
+    if (mode === 'all' && id === '' && ops.length > 0) {
+      const charged = await this.#charge(slot, ops);
+      if (charged !== undefined) return charged;
+    }
     const head = ['take', mode, id, String(Math.ceil(holdMs)), String(share)];
     const answer = await this.#onTime(slot, head, ops);
     const results: OpResult[] = [];
@@ -111,6 +117,33 @@ class CountersInRedis implements QuotaStore {
       });
     }
     return { allowed: Number(answer[0]) === 1, serverNowMs: Number(answer[1]), ops: results };
+  }
+
+  /** The short way, for what is charged without an id; undefined where it has to be the long one. */
+  async #charge(slot: string, ops: readonly QuotaOp[]): Promise<TakeResult | undefined> {
+    const nowMs = this.#clock.now() + this.#aheadMs;
+    const keys: string[] = [];
+    const args = ['charge'];
+    for (const { key, window, limit, cost, need } of ops) {
+      if (window.kind === 'concurrent') return undefined;
+      const { startMs, endMs } = window.kind === 'calendar' ? window.at(nowMs) : NO_WINDOW;
+      const [first, second] = window.kind === 'gcra' ? [window.burst, window.periodMs] : [startMs, endMs];
+      keys.push(`${this.#prefix}:{${slot}}:${window.kind === 'gcra' ? key : `${key}:${startMs}`}`);
+      args.push(KIND[window.kind], String(limit), String(need ?? cost), String(cost), String(first), String(second));
+    }
+    const answer = await this.#guard(() => this.#run(keys, args));
+    const verdict = Number(answer[0]);
+    const serverNowMs = Number(answer[1]);
+    if (verdict < 0) return undefined;
+    const allowed = verdict === 1;
+    return {
+      allowed,
+      serverNowMs,
+      ops: ops.map((op, index) => {
+        const used = Number.parseFloat(String(answer[2 + index]));
+        return standing(op, used, 0, serverNowMs, allowed ? 0 : (op.need ?? op.cost), allowed ? op.cost : 0);
+      }),
+    };
   }
 
   async settle(slot: string, hold: string | Charge, actual: readonly number[]): Promise<void> {
