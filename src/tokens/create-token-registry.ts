@@ -8,6 +8,7 @@ import { type Random, systemRandom } from '../runtime/random.js';
 import { ClientBook, NO_CLIENT } from './client-book.js';
 import type { ClientRecord } from './client-record.js';
 import { LastUsed } from './last-used.js';
+import { pastWatermarks } from './past-watermarks.js';
 import { PepperRing, type Peppers } from './pepper-ring.js';
 import { changedRecord, retryChange } from './record-change.js';
 import { RegistryInput } from './registry-input.js';
@@ -26,7 +27,7 @@ import type {
   TokenRegistry,
 } from './token-registry.js';
 import { type TokenAnswer, TokenResolver } from './token-resolver.js';
-import type { TokenStore } from './token-store.js';
+import type { TokenLookup, TokenStore } from './token-store.js';
 
 export interface TokenRegistryOptions {
   /** `memoryTokenStore()`, or one that keeps them. */
@@ -146,10 +147,14 @@ class StoredRegistry implements TokenRegistry {
     const env = input.oneOf('env', TOKEN_ENVS, 'live');
     const client = clientId === undefined ? undefined : await this.getClient(clientId);
     input.done(clientId !== undefined && client === undefined ? NO_CLIENT : undefined);
-    const issued = this.#mint(kind, env, (id) => ({
+    const holder = {
       clientId: clientId as string,
+      subject: subject ?? ({ kind: 'service', id: clientId as string } as const),
+    };
+    const second = await this.#issuingSecond(holder, client?.tenant);
+    const issued = this.#mint(second, kind, env, (id) => ({
+      ...holder,
       authId: id,
-      subject: subject ?? { kind: 'service', id: clientId as string },
       scopes: scopes as readonly string[],
       groups,
       ...optional,
@@ -198,12 +203,14 @@ class StoredRegistry implements TokenRegistry {
     const expiresAt = input.expiresAt(this.#now());
     input.done();
     const issued = await retryChange('token', async () => {
-      const old = await this.#find(id);
-      if (old === undefined) throw new RegistryError('not_found', [NO_TOKEN]);
+      const found = await this.#lookup(id);
+      if (found === undefined) throw new RegistryError('not_found', [NO_TOKEN]);
+      const { token: old, client } = found;
       this.#checkRotatable(old);
+      const second = await this.#issuingSecond(old, client?.tenant);
       // First, so that a rotation that nobody could be told of leaves the old token as it was, to be repeated.
       if (overlapSeconds === 0) await this.#denyToken(old);
-      const minted = this.#mint(old.kind, old.env, () => ({
+      const minted = this.#mint(second, old.kind, old.env, () => ({
         ...rights(old),
         ...(expiresAt === undefined ? {} : { expiresAt }),
         rotatedFrom: id,
@@ -265,10 +272,19 @@ class StoredRegistry implements TokenRegistry {
     return tokenRecord(stored, this.#now());
   }
 
-  async #find(id: string): Promise<StoredToken | undefined> {
+  async #lookup(id: string): Promise<TokenLookup | undefined> {
     if (!isTokenId(id)) return undefined;
     const [found] = await this.#store.getTokens([id]);
-    return found?.token;
+    return found;
+  }
+
+  async #find(id: string): Promise<StoredToken | undefined> {
+    return (await this.#lookup(id))?.token;
+  }
+
+  #issuingSecond({ clientId, subject }: Pick<StoredToken, 'clientId' | 'subject'>, tenant: string | undefined) {
+    const holder = { clientId, subject, authId: clientId, ...(tenant === undefined ? {} : { tenant }) };
+    return pastWatermarks(this.revocations, this.#clock, holder);
   }
 
   /** Changes the fields that `change` gives; null takes one away. */
@@ -303,11 +319,10 @@ class StoredRegistry implements TokenRegistry {
     };
   }
 
-  #mint(kind: StoredToken['kind'], env: StoredToken['env'], fieldsOf: (id: string) => object) {
+  #mint(second: number, kind: StoredToken['kind'], env: StoredToken['env'], fieldsOf: (id: string) => object) {
     const parts = mintToken(this.prefix, kind, env, this.#random);
     const mac = this.#peppers.mac(parts);
     if (mac === undefined) throw new RegistryError('conflict', ['the current pepper was dropped: configure a new one']);
-    const second = this.#second();
     const { currentId } = this.#peppers;
     const fixed = { id: parts.id, version: 1, prefix: this.prefix, kind, env, pepperId: currentId, mac };
     const dated = { ...fixed, createdAt: second, updatedAt: second };

@@ -456,6 +456,40 @@ describe('when the revocations cannot be told', () => {
   });
 });
 
+describe('a watermark', () => {
+  it.each([
+    ['client', (clientId: string) => ({ clientId })],
+    ['tenant', () => ({ tenant: 'acme-inc' })],
+    ['subject', (id: string) => ({ subject: id, issuer: 'opaque' })],
+  ])(
+    'of a %s denies what was issued before, and nothing that is issued or rotated right after it',
+    async (_, target) => {
+      const { ask, registry, client, token } = await issuedApp();
+      const { record } = await registry.issueToken({ clientId: client.id, scopes: [] });
+      await registry.revocations.revoke(target(client.id));
+      expect((await ask(token)).status).toBe(401);
+      const [issued, rotated] = await Promise.all([
+        registry.issueToken({ clientId: client.id, scopes: [] }),
+        registry.rotateToken(record.id, { overlapSeconds: 5 }),
+      ]);
+      expect([(await ask(issued.token)).status, (await ask(rotated.token)).status]).toEqual([200, 200]);
+      expect((await ask(token)).status).toBe(401);
+    },
+  );
+
+  it('that has no end refuses to issue', async () => {
+    const { registry, client, record } = await issuedApp();
+    await registry.revocations.revoke({ tenant: 'acme-inc' }, { before: Number.POSITIVE_INFINITY });
+    const refused = { code: 'conflict', problems: ['the client, its tenant or its subject is revoked'] };
+    const both = await Promise.allSettled([
+      registry.issueToken({ clientId: client.id, scopes: [] }),
+      registry.rotateToken(record.id),
+    ]);
+    for (const outcome of both) expect(outcome).toMatchObject({ status: 'rejected', reason: refused });
+    expect((await registry.getToken(record.id))?.status).toBe('active');
+  });
+});
+
 describe('peppers', () => {
   it('are rotated: a token moves to the current one when it is used, and who has not is reported', async () => {
     const store = memoryTokenStore();
