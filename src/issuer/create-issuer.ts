@@ -53,6 +53,9 @@ export interface Issuer extends Lifecycle {
   handler(): IssuerHandler;
 }
 
+/** Seconds by which clocks may differ (5) and processes of the issuer may lag behind each other (60). */
+const KEEP_MARGIN_SECONDS = 65;
+
 /**
  * Issues tokens to configured clients, statelessly: nothing is stored but the ids of used assertions and what is revoked.
  *
@@ -68,6 +71,8 @@ export function createIssuer(options: IssuerOptions): Issuer {
     settings.registry?.revocations ??
     createRevocations({ store: memoryRevocationStore(), clock, random: settings.random });
   const { registry } = settings;
+  // Whatever it signs must be verifiable until it has ended.
+  keyRing.keepAtLeast(settings.maxTtlSeconds + KEEP_MARGIN_SECONDS);
   const verifier = jwtVerifier({
     name: 'issuer',
     issuer,

@@ -74,8 +74,6 @@ const OPTIONS: readonly (keyof IssuerOptions)[] = [
   'random',
   'fetch',
 ];
-/** Seconds by which clocks may differ and processes may lag: what a key must be kept for beyond the longest token. */
-const KEEP_MARGIN_SECONDS = 65;
 const MAX_TTL_SECONDS = 31_536_000;
 
 export type IssuerSettings = ReturnType<typeof parseIssuerOptions>;
@@ -105,11 +103,6 @@ export function parseIssuerOptions(given: IssuerOptions) {
   );
   if (typeof keyRing?.signer !== 'function' || typeof keyRing.jwks !== 'function') {
     parser.problem('keyRing must be a key ring (createKeyRing is asynchronous: await it)');
-  } else if (keyRing.keepSeconds < maxTtlSeconds + KEEP_MARGIN_SECONDS) {
-    parser.problem(
-      `the key ring keeps keys for ${keyRing.keepSeconds} s after their last signature: tokens of ${maxTtlSeconds} s ` +
-        `need keepSeconds of at least ${maxTtlSeconds + KEEP_MARGIN_SECONDS}`,
-    );
   }
   const reservedClientIds = options.reservedClientIds ?? [];
   const areIds = Array.isArray(reservedClientIds) && reservedClientIds.every((id) => typeof id === 'string');

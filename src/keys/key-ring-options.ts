@@ -31,7 +31,7 @@ export interface KeyRingOptions {
   readonly publishSeconds?: number;
   /**
    * Seconds between the last signature and withdrawing a key: at least the longest token's life plus skew and propagation.
-   * Default 86520: tokens of a day, and two minutes.
+   * Default 86520: tokens of a day, and two minutes. An issuer raises it to what its longest token needs.
    */
   readonly keepSeconds?: number;
   /** Seconds between two looks at the file or the store. Default 30. */

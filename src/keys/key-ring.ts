@@ -43,7 +43,10 @@ export interface KeyInfo {
 /** The keys of one issuer, and the rules by which they follow each other. */
 export interface KeyRing extends Lifecycle {
   readonly publishSeconds: number;
+  /** As configured, or what an issuer that signs with the ring needs, if that is more. */
   readonly keepSeconds: number;
+  /** An issuer states how long a key must be kept after its last signature, for its longest token. It never gets less. */
+  keepAtLeast(seconds: number): void;
   /** Grows with every change. */
   readonly version: number;
   /** The published keys, public parts only: the active one first. Frozen, and the same object until something changes. */
@@ -91,10 +94,8 @@ export async function createKeyRing(options: KeyRingOptions = {}): Promise<KeyRi
 }
 
 class Ring implements KeyRing {
-  readonly publishSeconds: number;
-  readonly keepSeconds: number;
   readonly #settings: KeyRingSettings;
-  readonly #times: KeyTimes;
+  #times: KeyTimes;
   readonly #listeners = new Set<(withdrawnKids: readonly string[]) => void>();
   readonly #signers = new Map<string, Signer>();
   #records: readonly KeyRecord[] = [];
@@ -109,8 +110,19 @@ class Ring implements KeyRing {
   constructor(settings: KeyRingSettings) {
     this.#settings = settings;
     this.#times = settings;
-    this.publishSeconds = settings.publishSeconds;
-    this.keepSeconds = settings.keepSeconds;
+  }
+
+  get publishSeconds(): number {
+    return this.#times.publishSeconds;
+  }
+
+  get keepSeconds(): number {
+    return this.#times.keepSeconds;
+  }
+
+  keepAtLeast(seconds: number): void {
+    const { publishSeconds, keepSeconds } = this.#times;
+    if (seconds > keepSeconds) this.#times = { publishSeconds, keepSeconds: seconds };
   }
 
   get version(): number {

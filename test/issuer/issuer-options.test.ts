@@ -2,6 +2,7 @@ import { generateKeyPairSync } from 'node:crypto';
 import type { JWK } from 'jose';
 import { createKeyRing, type KeyRing } from 'tollkeeper';
 import { createIssuer, hashClientSecret, type IssuerOptions } from 'tollkeeper/issuer';
+import { manualClock } from 'tollkeeper/testing';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { AUDIENCE, CLIENT_JWK, ISSUER, SECRET } from './issuer-fixture.js';
 
@@ -130,10 +131,19 @@ describe('createIssuer', () => {
     expect(problemsOf(change)).toContain(problem);
   });
 
-  it('refuses a key ring that drops keys before the longest token has ended', async () => {
-    const short = await createKeyRing({ keepSeconds: 3_600 });
-    expect(problemsOf({ keyRing: short, maxTtlSeconds: 3_600 })).toContain('need keepSeconds of at least 3665');
-    expect(problemsOf({ keyRing: short, maxTtlSeconds: 3_535 })).toBe('');
+  it('keeps keys until the longest token has ended, whatever the ring was told', async () => {
+    const clock = manualClock();
+    const ring = await createKeyRing({ publishSeconds: 0, keepSeconds: 10, clock });
+    const old = ring.signer().kid;
+    expect(problemsOf({ keyRing: ring, maxTtlSeconds: 3_600 })).toBe('');
+    expect(ring.keepSeconds).toBe(3_665);
+    expect(problemsOf({ keyRing: ring, maxTtlSeconds: 60 })).toBe('');
+    expect(ring.keepSeconds).toBe(3_665);
+    await ring.activate((await ring.stage()).kid);
+    clock.advance(3_664);
+    await expect(ring.retire(old)).rejects.toMatchObject({ code: 'conflict' });
+    clock.advance(1);
+    await ring.retire(old);
   });
 
   const workloadIssuers = [{ issuer: 'https://k8s.example', kind: 'oidc', keys: { jwks: { keys: [CLIENT_JWK] } } }];

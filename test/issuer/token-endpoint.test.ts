@@ -1,3 +1,4 @@
+import { connect as connectTo } from 'node:net';
 import connect from 'connect';
 import express from 'express';
 import express4 from 'express4';
@@ -5,7 +6,7 @@ import { createRemoteJWKSet, decodeJwt, jwtVerify } from 'jose';
 import { authenticate, createKeyRing, identityOf, jwtVerifier, requireScope, requireSubject } from 'tollkeeper';
 import { createIssuer } from 'tollkeeper/issuer';
 import { manualClock } from 'tollkeeper/testing';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { serve } from '../support/index.js';
 import { AUDIENCE, basic, CLIENTS, type Fixture, ISSUER, issuerFixture, SECRET } from './issuer-fixture.js';
 
@@ -221,6 +222,24 @@ describe('POST /oauth/token', () => {
     expect(await response.json()).toMatchObject({ error: 'invalid_request' });
   });
 
+  it('forgets a request whose body is cut off, and goes on', async () => {
+    fixture.reasons.length = 0;
+    const socket = connectTo(fixture.port, '127.0.0.1');
+    socket.write(
+      'POST /oauth/token HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 99\r\n\r\ngrant',
+    );
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    socket.destroy();
+    await vi.waitFor(() => expect(fixture.reasons).toHaveLength(1));
+    expect((await fixture.post('/oauth/token', GRANT)).status).toBe(200);
+  });
+
+  it('issues nothing without randomness', async () => {
+    const other = await issuerFixture({ random: () => new Uint8Array(8) });
+    expect((await other.post('/oauth/token', GRANT)).status).toBe(503);
+    await other.close();
+  });
+
   it('reads no credential and no parameter from the query', async () => {
     const query = `?grant_type=client_credentials&client_id=ci&client_secret=${SECRET}`;
     const response = await fixture.post(`/oauth/token${query}`, {}, {});
@@ -418,7 +437,7 @@ describe('a token that is issued in the second of a revocation', () => {
         signer,
         jwks: () => ring.jwks(),
         onChange: () => () => undefined,
-        keepSeconds: ring.keepSeconds,
+        keepAtLeast: () => undefined,
       });
       const fixture = await issuerFixture({ keyRing });
       const response = await fixture.post('/oauth/token', GRANT);
