@@ -16,8 +16,10 @@ const LEASE_MS = 60_000;
 const PART_OF_LIMIT = 100;
 /** What remains is shared by all processes, with room for as many again. */
 const SHARES_PER_REPLICA = 2;
-/** Counters with a lease that are kept. */
+/** Counters with a lease that are kept, and as many that are used up. */
 const MAX_LEASES = 100_000;
+/** Milliseconds for which a counter that was used up is taken to be so still: else each refusal would be a round trip. */
+const REFUSAL_MS = 1_000;
 
 /** Units of one counter that this process may spend by itself. */
 interface Lease {
@@ -29,6 +31,16 @@ interface Lease {
   /** Used by everybody, as far as Redis said when the lease was made. */
   readonly usedElsewhere: number;
   /** On the monotonic clock, counted from before it was asked for: it ends here before it ends there. */
+  readonly endsMs: number;
+}
+
+/** What Redis could not grant a moment ago. */
+interface Refusal {
+  readonly limit: number;
+  readonly need: number;
+  readonly standing: OpResult;
+  readonly serverNowMs: number;
+  /** Monotonic. */
   readonly endsMs: number;
 }
 
@@ -50,6 +62,7 @@ export class LeasedQuotaStore implements QuotaStore {
   readonly #clock: Clock;
   readonly #leases = new Map<string, Lease>();
   readonly #holds = new Map<string, LocalHold>();
+  readonly #refusals = new Map<string, Refusal>();
   /** One refill at a time per slot: what waits for it then finds units. */
   readonly #refills = new Map<string, Promise<unknown>>();
   /** Redis's clock less ours, in milliseconds. */
@@ -69,7 +82,7 @@ export class LeasedQuotaStore implements QuotaStore {
     if (options.mode !== 'all') return this.#store.take(slot, ops, options);
     const known = options.id === undefined ? undefined : this.#holds.get(`${slot} ${options.id}`);
     if (known !== undefined) return known.result;
-    return this.#spend(slot, ops, options) ?? this.#refill(slot, ops, options);
+    return this.#spend(slot, ops, options) ?? this.#refused(ops) ?? this.#refill(slot, ops, options);
   }
 
   settle(slot: string, hold: string | Charge, actual: readonly number[]): void | Promise<void> {
@@ -100,7 +113,10 @@ export class LeasedQuotaStore implements QuotaStore {
   }
 
   async reset(slot: string, ops: readonly QuotaOp[]): Promise<void> {
-    for (const { key } of ops) this.#leases.delete(key);
+    for (const { key } of ops) {
+      this.#leases.delete(key);
+      this.#refusals.delete(key);
+    }
     await this.#store.reset(slot, ops);
   }
 
@@ -152,11 +168,42 @@ export class LeasedQuotaStore implements QuotaStore {
     return { granted: op.cost, used: Math.min(used, op.limit), resetMs: end - now, retryMs: 0 };
   }
 
+  /** The refusal that is known already; undefined when Redis has to be asked. */
+  #refused(ops: readonly QuotaOp[]): TakeResult | undefined {
+    if (this.#refusals.size === 0) return undefined;
+    const monotonic = this.#clock.monotonic();
+    const now = this.#clock.now() + this.#aheadMs;
+    let refused = false;
+    const results = ops.map((op) => {
+      const known = this.#refusals.get(op.key);
+      if (known === undefined || known.endsMs <= monotonic) {
+        if (known !== undefined) this.#refusals.delete(op.key);
+      } else if (known.limit === op.limit && (op.need ?? op.cost) >= known.need) {
+        refused = true;
+        const { standing, serverNowMs } = known;
+        const left = (ms: number): number => Math.max(1, Math.ceil(ms - Math.max(0, now - serverNowMs)));
+        const { retryMs, resetMs } = standing;
+        return { ...standing, resetMs: left(resetMs), retryMs: retryMs === null ? null : left(retryMs) };
+      }
+      return { ...this.#standing(op, this.#leases.get(op.key), now), granted: 0 };
+    });
+    return refused ? { allowed: false, serverNowMs: now, ops: results } : undefined;
+  }
+
+  #remember(op: QuotaOp, taken: TakeResult, index: number): void {
+    const standing = taken.ops[index] as OpResult;
+    const need = op.need as number;
+    if (standing.granted >= need) return;
+    if (this.#refusals.size >= MAX_LEASES) this.#refusals.delete(this.#refusals.keys().next().value as string);
+    const endsMs = this.#clock.monotonic() + Math.min(REFUSAL_MS, standing.resetMs);
+    this.#refusals.set(op.key, { limit: op.limit, need, standing, serverNowMs: taken.serverNowMs, endsMs });
+  }
+
   async #refill(slot: string, ops: readonly QuotaOp[], options: TakeOptions): Promise<TakeResult> {
     for (let waited = this.#refills.get(slot); waited !== undefined; waited = this.#refills.get(slot)) {
       await waited.catch(() => {});
-      const spent = this.#spend(slot, ops, options);
-      if (spent !== undefined) return spent;
+      const decided = this.#spend(slot, ops, options) ?? this.#refused(ops);
+      if (decided !== undefined) return decided;
     }
     const work = this.#ask(slot, ops, options);
     this.#refills.set(slot, work);
@@ -198,6 +245,7 @@ export class LeasedQuotaStore implements QuotaStore {
           { ops: asked, taken },
           asked.map(() => 0),
         );
+      for (const [index, op] of asked.entries()) this.#remember(op, taken, index);
       const results = ops.map((op) => {
         const index = lacking.indexOf(op);
         const found = index === -1 ? this.#standing(op, this.#leases.get(op.key), now) : (taken.ops[index] as OpResult);
