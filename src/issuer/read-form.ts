@@ -82,7 +82,11 @@ function requireType(req: IncomingMessage, type: string): void {
 /** The text of the body, or what a parser before us made of it. */
 async function readBody(req: IncomingMessage, maxBytes: number): Promise<string | object> {
   // Some parsers set `body` on requests that they leave alone: what counts is whether anybody has read the stream.
-  if (!req.readableDidRead) return readText(req, maxBytes);
+  if (!req.readableDidRead) {
+    // Nothing would be heard of a request that was cut off while somebody before us took their time.
+    if (req.destroyed) throw malformed('the body ended early');
+    return readText(req, maxBytes);
+  }
   const { body } = req as { body?: unknown };
   if (typeof body === 'string') return body;
   if (body instanceof Uint8Array) return Buffer.from(body).toString('utf8');

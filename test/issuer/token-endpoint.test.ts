@@ -338,6 +338,31 @@ describe('the issuer in an app', () => {
     await served.close();
   });
 
+  it('gives up on a request that was cut off while a middleware before it took its time', async () => {
+    const reasons: string[] = [];
+    const issuer = createIssuer({
+      issuer: ISSUER,
+      audience: AUDIENCE,
+      keyRing: await createKeyRing(),
+      maxTtlSeconds: 60,
+      clients: CLIENTS,
+      onReject: (error) => reasons.push(error.message),
+    });
+    const app = connect();
+    app.use((req, _res, next) => {
+      req.on('close', () => setTimeout(next, 10));
+    });
+    app.use(issuer.handler());
+    const served = await serve(app);
+    const socket = connectTo(served.port, '127.0.0.1');
+    socket.write(
+      'POST /oauth/token HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 99\r\n\r\n',
+    );
+    setTimeout(() => socket.destroy(), 50);
+    await vi.waitFor(() => expect(reasons).toEqual(['the body ended early']));
+    await served.close();
+  });
+
   it('makes services, and only of configured clients, by who was authenticated', async () => {
     const fixture = await issuerFixture();
     const verifier = jwtVerifier({
