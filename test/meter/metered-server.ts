@@ -4,7 +4,7 @@ import type { AddressInfo } from 'node:net';
 import Database from 'libsql';
 import { createPipeline, meter, type Sink, usageOf } from 'tollkeeper';
 import { sqliteLedger } from 'tollkeeper/sqlite';
-import { signedIn } from './caller.js';
+import { asIdentity } from 'tollkeeper/testing';
 
 export interface ServerSettings {
   readonly directory: string;
@@ -42,7 +42,7 @@ const pipeline = createPipeline({
 });
 await pipeline.ready();
 
-const authenticated = signedIn();
+const authenticated = asIdentity({ subject: { kind: 'service', id: 's1' }, authId: 'key-1' });
 const metered = meter({ pipeline, type: 'request', durability: settings.durability });
 const server = createServer((req: IncomingMessage, res: ServerResponse) => {
   authenticated(req, res, () =>

@@ -12,9 +12,9 @@ import {
   type Sink,
   type SpoolOptions,
 } from 'tollkeeper';
+import { asIdentity } from 'tollkeeper/testing';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type Served, serve, startProcess, tempFolder } from '../support/index.js';
-import { signedIn } from './caller.js';
 import { failing, interceptFiles } from './disk-faults.js';
 import { describeWithSmallDisk, type SmallDisk, smallDisk } from './small-disk.js';
 import { until } from './spool-fixture.js';
@@ -46,7 +46,10 @@ async function startService(
   const handled: string[] = [];
   const open: ServerResponse[] = [];
   const app = express();
-  app.use(signedIn(), meter({ pipeline, type: 'request', ...options }));
+  app.use(
+    asIdentity({ subject: { kind: 'service', id: 's1' }, authId: 'key-1' }),
+    meter({ pipeline, type: 'request', ...options }),
+  );
   app.use((req: IncomingMessage, res: ServerResponse) => {
     handled.push(req.url ?? '');
     if (req.url === '/slow') open.push(res);
