@@ -1,4 +1,3 @@
-import { setImmediate as turn } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import type { QuotaOp } from 'tollkeeper';
 import { redisQuotaStore } from 'tollkeeper/redis';
@@ -24,19 +23,25 @@ const op: QuotaOp = {
   cost: 1,
 };
 
-/** Tells every answer before the next request is made. */
+/** Requests between two reports: as many answers of a killed process are unknown at most. */
+const BATCH = 20;
+
+function report(message: object): Promise<void> {
+  return new Promise((resolve) => process.send?.(message, undefined, undefined, () => resolve()));
+}
+
+/** Goes on only when what was answered so far has been told. */
 async function serve(): Promise<void> {
   let admitted = 0;
   for (let request = 1; request <= settings.requests; request++) {
     const { allowed } = await store.take('leases', [op], { mode: 'all' });
     if (allowed) admitted += 1;
-    process.send?.({ admitted, request });
+    if (request % BATCH === 0) await report({ admitted, request });
     if (request === settings.stopAfter) break;
-    if (request % 20 === 0) await turn();
   }
   await store.close?.();
   client.disconnect();
-  process.send?.({ admitted, done: true });
+  await report({ admitted, done: true });
   process.disconnect?.();
 }
 
