@@ -267,14 +267,16 @@ export class LeasedQuotaStore implements QuotaStore {
       this.#return(oldest).catch(() => {});
     }
     if (op.window.kind !== 'calendar') return;
+    const window = op.window.at(taken.serverNowMs);
     this.#leases.set(op.key, {
       slot,
       op,
-      window: op.window.at(taken.serverNowMs),
+      window,
       granted,
       spent: 0,
       usedElsewhere: used - granted,
-      endsMs: sentMs + LEASE_MS,
+      // By the clock that nobody sets: a wall clock that stands still must not carry a lease into the next window.
+      endsMs: sentMs + Math.min(LEASE_MS, window.endMs - taken.serverNowMs),
     });
   }
 
