@@ -228,12 +228,14 @@ function spell(head: string[], ops: readonly QuotaOp[], nowMs: number): string[]
 /** A connection that does not send a command twice; node-redis does not by itself. */
 function careful(redis: RedisClient): { client: RedisClient; own: Closable | undefined } {
   if (!('call' in redis)) return { client: redis, own: undefined };
-  const settings = { autoResendUnfulfilledCommands: false, maxRetriesPerRequest: 0 };
+  const settings = { autoResendUnfulfilledCommands: false, maxRetriesPerRequest: 0, lazyConnect: true };
   const isCluster = 'nodes' in redis;
   const duplicate = redis.duplicate as (
     ...args: unknown[]
   ) => RedisClient & Closable & { on(event: string, listener: () => void): void };
-  const client = isCluster ? duplicate.call(redis, [], { redisOptions: settings }) : duplicate.call(redis, settings);
+  const client = isCluster
+    ? duplicate.call(redis, [], { lazyConnect: true, redisOptions: settings })
+    : duplicate.call(redis, settings);
   // What fails is told to whoever waits for a command.
   client.on('error', () => {});
   return { client, own: client };
