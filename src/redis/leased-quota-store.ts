@@ -45,7 +45,8 @@ interface Refusal {
 }
 
 interface LocalHold {
-  readonly parts: readonly { readonly lease: Lease | undefined; readonly units: number; readonly op: QuotaOp }[];
+  /** `units`: what is still charged: 0 once the reservation has expired. */
+  readonly parts: readonly { units: number; readonly op: QuotaOp }[];
   readonly result: TakeResult;
   readonly timer: NodeJS.Timeout | undefined;
 }
@@ -86,30 +87,56 @@ export class LeasedQuotaStore implements QuotaStore {
   }
 
   settle(slot: string, hold: string | Charge, actual: readonly number[]): void | Promise<void> {
-    let parts: LocalHold['parts'];
+    let known: LocalHold | undefined;
     if (typeof hold === 'string') {
-      const known = this.#holds.get(`${slot} ${hold}`);
+      known = this.#holds.get(`${slot} ${hold}`);
       if (known === undefined) return;
       clearTimeout(known.timer);
       this.#holds.delete(`${slot} ${hold}`);
-      parts = known.parts;
     } else {
-      parts = hold.ops.map((op, index) => ({
-        op,
-        lease: this.#leases.get(op.key),
-        units: hold.taken.ops[index]?.granted ?? 0,
-      }));
+      const { ops, taken } = hold;
+      const parts = ops.map((op, index) => ({ op, units: taken.ops[index]?.granted ?? 0 }));
+      known = { parts, result: taken, timer: undefined };
     }
+    const { parts, result } = known;
+    const now = this.#clock.now() + this.#aheadMs;
     const debts: QuotaOp[] = [];
-    for (const [index, { lease, units, op }] of parts.entries()) {
+    const refunds: { op: QuotaOp; units: number; used: number }[] = [];
+    for (const [index, { units, op }] of parts.entries()) {
       const used = actual[index] ?? units;
+      // A window that has ended stays as it was.
+      if (used === units || startOf(op, now) !== startOf(op, result.serverNowMs)) continue;
       if (used > units) debts.push({ ...op, cost: used - units, need: undefined, reserved: false });
-      // Back into the lease, if it is still the one that they came from.
-      else if (lease !== undefined && this.#leases.get(op.key) === lease)
-        lease.spent = Math.max(0, lease.spent - (units - used));
+      else if (!this.#giveBack(op, units - used, result.serverNowMs)) refunds.push({ op, units, used });
     }
-    if (debts.length === 0) return;
-    return Promise.resolve(this.#store.take(slot, debts, { mode: 'force' })).then(() => {});
+    if (debts.length === 0 && refunds.length === 0) return;
+    return this.#book(slot, debts, refunds, result);
+  }
+
+  /** What the leases of this process cannot take: debts, and units whose lease is gone. */
+  async #book(
+    slot: string,
+    debts: readonly QuotaOp[],
+    refunds: readonly { readonly op: QuotaOp; readonly units: number; readonly used: number }[],
+    result: TakeResult,
+  ): Promise<void> {
+    if (debts.length > 0) await this.#store.take(slot, debts, { mode: 'force' });
+    if (refunds.length === 0) return;
+    const taken = { ...result, ops: refunds.map(({ units }) => ({ granted: units, used: 0, resetMs: 0, retryMs: 0 })) };
+    await this.#store.settle(
+      slot,
+      { ops: refunds.map(({ op }) => op), taken },
+      refunds.map(({ used }) => used),
+    );
+  }
+
+  /** Back into the lease of the window in which they were charged: never into the next one's. */
+  #giveBack({ key }: QuotaOp, units: number, chargedMs: number): boolean {
+    const lease = this.#leases.get(key);
+    if (lease === undefined || lease.spent < units) return false;
+    if (chargedMs < lease.window.startMs || chargedMs >= lease.window.endMs) return false;
+    lease.spent -= units;
+    return true;
   }
 
   async reset(slot: string, ops: readonly QuotaOp[]): Promise<void> {
@@ -145,7 +172,7 @@ export class LeasedQuotaStore implements QuotaStore {
       leases.push(lease);
     }
     for (const [index, lease] of leases.entries()) if (lease !== undefined) lease.spent += (ops[index] as QuotaOp).cost;
-    return this.#hold(slot, ops, options, leases, {
+    return this.#hold(slot, ops, options, {
       allowed: true,
       serverNowMs: now,
       ops: ops.map((op, index) => this.#standing(op, leases[index], now)),
@@ -293,15 +320,9 @@ export class LeasedQuotaStore implements QuotaStore {
     await this.#store.settle(slot, { ops: [op], taken }, [spent]);
   }
 
-  #hold(
-    slot: string,
-    ops: readonly QuotaOp[],
-    { id, holdMs }: TakeOptions,
-    leases: readonly (Lease | undefined)[],
-    result: TakeResult,
-  ): TakeResult {
+  #hold(slot: string, ops: readonly QuotaOp[], { id, holdMs }: TakeOptions, result: TakeResult): TakeResult {
     if (id === undefined) return result;
-    const parts = ops.map((op, index) => ({ op, lease: leases[index], units: op.cost }));
+    const parts = ops.map((op) => ({ op, units: op.cost }));
     const reserved = ops.some((op) => op.reserved === true);
     const key = `${slot} ${id}`;
     const timer = reserved ? setTimeout(() => this.#expire(key), Math.min(holdMs ?? 300_000, 2 ** 31 - 1)) : undefined;
@@ -310,14 +331,17 @@ export class LeasedQuotaStore implements QuotaStore {
     return result;
   }
 
+  /** Gives reservations back; what is settled later is booked as debt. */
   #expire(key: string): void {
     const hold = this.#holds.get(key);
     if (hold === undefined) return;
-    this.#holds.delete(key);
-    for (const { lease, units, op } of hold.parts) {
-      if (op.reserved === true && lease !== undefined && this.#leases.get(op.key) === lease) {
-        lease.spent = Math.max(0, lease.spent - units);
-      }
+    for (const part of hold.parts) {
+      if (part.op.reserved !== true || !this.#giveBack(part.op, part.units, hold.result.serverNowMs)) continue;
+      part.units = 0;
     }
   }
+}
+
+function startOf({ window }: QuotaOp, ms: number): number {
+  return window.kind === 'calendar' ? window.at(ms).startMs : 0;
 }
