@@ -5,6 +5,8 @@ import { attributionOf, type UsageEntry } from './usage-entry.js';
 
 /** A request between its admission and the end of its response. */
 export interface OpenRequest {
+  /** The instant of its admission, in milliseconds since the epoch. */
+  readonly timeMs: number;
   /** The pipeline closes: the event is written now, with an unknown outcome. */
   abandon(): void;
 }
@@ -16,6 +18,8 @@ export class Intake {
   /** Whether a sink bills. */
   readonly bills: boolean;
   readonly open = new Set<OpenRequest>();
+  /** Requests whose intent is not durable yet: they may still be admitted. */
+  readonly entering = new Set<Pick<OpenRequest, 'timeMs'>>();
   /** What `onUnavailable: 'dangerouslyAllow'` let through without an event. */
   unmetered = 0;
   /** Reports after the end of the response. */
@@ -69,6 +73,14 @@ export class Intake {
   /** False until the log has been opened: a request then waits for it. */
   get isReady(): boolean {
     return this.#ready;
+  }
+
+  /** Everything admitted before this instant is over and in the log. */
+  settledBeforeMs(): number {
+    let earliest = this.clock.now();
+    for (const { timeMs } of this.open) earliest = Math.min(earliest, timeMs);
+    for (const { timeMs } of this.entering) earliest = Math.min(earliest, timeMs);
+    return earliest;
   }
 
   /** Why nothing can be admitted at this moment. */

@@ -172,12 +172,15 @@ export function meter<Req extends IncomingMessage = IncomingMessage>(options: Me
     }
     const admission = new Admission(settings, req, usageRecord(req), admitted);
     if (!settings.intent) return admit(req, res, next, state, admission);
+    intake.entering.add(admission);
     intake.log.intent(admission).then(
       () => {
+        intake.entering.delete(admission);
         if (isGone(req, res)) return intake.log.cancel(admission);
         admit(req, res, next, state, admission);
       },
       (cause) => {
+        intake.entering.delete(admission);
         // It may lie on the disk all the same.
         intake.log.cancel(admission);
         const error = new AccessError('metering_unavailable', { reason: 'meter: the intent is not durable', cause });

@@ -97,6 +97,8 @@ const LIMITS = ['maxEvents', 'maxBytes', 'concurrency', 'timeoutSeconds', 'linge
 const SINK_NAME = /^(?!\.)[A-Za-z0-9._-]{1,64}$/;
 const SOURCE = /^[\x21-\x7E]{1,128}$/;
 const DELIVER_SECONDS = 5;
+/** Milliseconds between two notes that say until when everything is delivered. */
+const THROUGH_MS = 10_000;
 /** Milliseconds for which observational sinks may hold up a flush. */
 const OBSERVERS_MS = 1000;
 
@@ -157,6 +159,18 @@ export function createPipeline(options: PipelineOptions): Pipeline {
     if (observers.length > 0) await within(OBSERVERS_MS, observed);
   }
 
+  /** Lets ledgers say until when their totals are final, also while nothing happens. */
+  async function tellThrough(): Promise<void> {
+    if (!intake.isReady || closed !== undefined) return;
+    const time = new Date(Math.floor(intake.settledBeforeMs())).toISOString();
+    await log.flush();
+    const own = log.sources().find(({ source: name }) => name === `${source}/${log.instance}`);
+    if (own === undefined) return;
+    const { lastSeq } = own;
+    await Promise.all(workers.map((worker) => worker.tellThrough(own, lastSeq, time)));
+  }
+  const through = setInterval(() => void tellThrough().catch(() => {}), THROUGH_MS).unref();
+
   function undelivered(): number {
     const names = namesOf(billing.length > 0 ? billing : observers);
     let count = 0;
@@ -170,6 +184,7 @@ export function createPipeline(options: PipelineOptions): Pipeline {
     const deadlineMs = clock.monotonic() + deliverSeconds * 1000;
     const leftMs = (): number => Math.max(0, deadlineMs - clock.monotonic());
     intake.closing = true;
+    clearInterval(through);
     for (const request of [...intake.open]) request.abandon();
     if (intake.isReady) {
       // A disk that is full or hangs does not hold up the end: what could not be written is lost with the process.
@@ -197,7 +212,10 @@ export function createPipeline(options: PipelineOptions): Pipeline {
     async flush(signal) {
       signal?.throwIfAborted();
       await intake.ready(signal);
-      const done = log.flush().then(() => settle(false));
+      const done = log
+        .flush()
+        .then(() => settle(false))
+        .then(tellThrough);
       if (signal === undefined) return done;
       await new Promise<void>((resolve, reject) => {
         const abort = (): void => reject(signal.reason);

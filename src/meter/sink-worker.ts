@@ -140,6 +140,22 @@ export class SinkWorker {
     });
   }
 
+  /** Tells the sink that it has all that was admitted before an instant, if it has. It is told again soon: a failure is passed over. */
+  async tellThrough(source: SourceLog, lastSeq: number, time: string): Promise<void> {
+    const { sink } = this;
+    if (sink.sourceNotes === undefined || !this.#ready || source.cursor(sink.name) < lastSeq) return;
+    const note = { kind: 'through', source: source.source, lastSeq, time } as const;
+    try {
+      await withDeadline(
+        this.#context.timeoutMs,
+        async (signal) => sink.sourceNotes?.([note], signal),
+        this.#pace.halted,
+      );
+    } catch (error) {
+      this.#failed(error);
+    }
+  }
+
   resume(): void {
     this.#pace.resume();
     this.wake();
