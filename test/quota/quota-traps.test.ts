@@ -178,6 +178,55 @@ describe('memoryQuotaStore', () => {
     expect(store.take('s', [op], { mode: 'all', id: 'more' }).allowed).toBe(true);
   });
 
+  it('lets the oldest go when all were used since, windows of every kind', () => {
+    const clock = manualClock(1_000 * DAY_MS);
+    const store = memoryQuotaStore({ maxEntries: 300, clock });
+    const kinds: StoreWindow[] = [slow, calendar(HOUR_MS), { kind: 'concurrent', ttlMs: 1_000 }];
+    const op = (index: number): QuotaOp => {
+      return { key: `k${index}`, window: kinds[index % 3] as StoreWindow, limit: 1_000_000, cost: 1 };
+    };
+    for (let turn = 0; turn < 2; turn++) {
+      for (let index = 0; index < 300; index++) {
+        store.take('s', [op(index)], {
+          mode: 'all',
+          id: turn === 0 && index % 3 === 2 ? `${index}` : undefined,
+        } as never);
+        if (turn === 0) store.settle('s', `${index}`, [0]);
+      }
+      kinds[2] = slow;
+    }
+    expect(store.take('s', [op(300)], { mode: 'all' }).allowed).toBe(true);
+    expect(store.size).toBeLessThanOrEqual(300);
+    clock.advance(3 * 3_600);
+    for (let index = 301; index < 600; index++) store.take('s', [op(index)], { mode: 'all' });
+    expect(store.size).toBeLessThanOrEqual(300);
+  });
+
+  it('forgets the present window when told to, and no other, also after the clock was set back', () => {
+    const clock = manualClock(1_000 * DAY_MS);
+    const store = memoryQuotaStore({ clock });
+    const op: QuotaOp = { key: 'k', window: calendar(HOUR_MS), limit: 10, cost: 4 };
+    const used = (): number | undefined => store.take('s', [{ ...op, cost: 0 }], { mode: 'peek' }).ops[0]?.used;
+    clock.advance(3_600);
+    store.take('s', [op], { mode: 'all' });
+    clock.set(1_000 * DAY_MS);
+    store.take('s', [{ ...op, cost: 3 }], { mode: 'all' });
+    clock.advance(3_600);
+    expect(used()).toBe(4);
+    store.reset('s', [op]);
+    expect(used()).toBe(0);
+    clock.set(1_000 * DAY_MS);
+    expect(used()).toBe(3);
+    clock.advance(3_600);
+    store.take('s', [op], { mode: 'all' });
+    store.reset('s', [op]);
+    clock.set(1_000 * DAY_MS);
+    expect(used()).toBe(3);
+    store.reset('s', [op]);
+    store.reset('s', [op]);
+    expect(used()).toBe(0);
+  });
+
   it('begins a window of 31 days without a timer that overflows', async () => {
     const clock = manualClock(Date.UTC(2026, 0, 1));
     const store = memoryQuotaStore({ clock });
