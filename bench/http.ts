@@ -35,10 +35,14 @@ function ask<T>(child: ChildProcess, message: object | string): Promise<T> {
 }
 
 const callers = { RS256: await makeCallers('RS256', callerCount), ES256: await makeCallers('ES256', callerCount) };
-const chosen = scenarios.filter(
-  ({ name, frameworks }) =>
-    frameworks.includes(framework) && (only === undefined || name === 'bare' || name.includes(only)),
-);
+const wanted = process.argv.includes('--group=metering') ? 'metering' : undefined;
+const chosen = [...scenarios]
+  .sort((a, b) => Number(b.name === 'bare') - Number(a.name === 'bare'))
+  .filter(
+    ({ name, group, frameworks }) =>
+      frameworks.includes(framework) &&
+      (name === 'bare' || (group === wanted && (only === undefined || name.includes(only)))),
+  );
 const load = start('./http/load.ts', 1);
 const servers = await Promise.all(
   chosen.map(async (scenario) => {
@@ -107,7 +111,7 @@ console.log(
   `${environment()}\n${framework}, ${callerCount} callers, ${connections} connections, ${rounds} rounds of ${seconds} s, ${pinned ? 'pinned' : 'not pinned'}`,
 );
 printTable(rows);
-writeResults(`http-${framework}`, rows);
+writeResults(`${wanted ?? 'http'}-${framework}`, rows);
 for (const { child } of servers) child.disconnect();
 load.disconnect();
 if (errors > 0) process.exitCode = 1;

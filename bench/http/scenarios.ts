@@ -17,6 +17,7 @@ import {
   opaqueTokenVerifier,
   requireScope,
 } from 'tollkeeper';
+import { asIdentity } from 'tollkeeper/testing';
 import { AUDIENCE, type Callers, ISSUER } from './callers.js';
 
 /** What a server of the benchmark is made of. */
@@ -28,6 +29,8 @@ export interface Setting {
 
 export interface Scenario {
   readonly name: string;
+  /** Default `stack`. */
+  readonly group?: 'metering';
   /** Which callers it takes; none for a bare server. */
   readonly credential?: 'RS256' | 'ES256' | 'opaque';
   readonly frameworks: readonly ('express' | 'http')[];
@@ -67,6 +70,10 @@ const quota = () =>
 /** Takes everything and keeps nothing: the sink's own cost is not the question here. */
 const sink = { name: 'null', limits: { maxEvents: 2_000 }, async write() {} };
 
+/** A caller without any credential, so that only metering is left. */
+const signedIn = (): Middleware =>
+  asIdentity({ subject: { kind: 'user', id: 'bench' }, authId: 'key-1', tenant: 'acme', clientId: 'c1', plan: 'pro' });
+
 const metering = (durability: 'intent' | 'completion') =>
   meter({
     pipeline: createPipeline({
@@ -93,6 +100,30 @@ async function opaque(count: number) {
 }
 
 export const scenarios: readonly Scenario[] = [
+  { name: 'signed in, not metered', group: 'metering', frameworks: both, build: async () => ({ steps: [signedIn()] }) },
+  {
+    name: 'meter, in memory',
+    group: 'metering',
+    frameworks: both,
+    build: async () => ({
+      steps: [
+        signedIn(),
+        meter({ pipeline: createPipeline({ sinks: [sink], source: 'bench', spool: 'memory' }), type: 'report' }),
+      ],
+    }),
+  },
+  {
+    name: 'meter, durable, completion',
+    group: 'metering',
+    frameworks: both,
+    build: async () => ({ steps: [signedIn(), metering('completion')] }),
+  },
+  {
+    name: 'meter, durable, intent',
+    group: 'metering',
+    frameworks: both,
+    build: async () => ({ steps: [signedIn(), metering('intent')] }),
+  },
   { name: 'bare', frameworks: both, build: async () => ({ steps: [] }) },
   {
     name: 'authenticate + requireScope, JWT RS256',
