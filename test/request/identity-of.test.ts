@@ -150,7 +150,9 @@ it('an identity keeps what it was given, in forms that nobody can change', async
     (req, res) => {
       const { scopes, claims } = identityOf(req);
       const visited: string[] = [];
-      scopes.forEach((scope) => visited.push(scope));
+      scopes.forEach((scope) => {
+        visited.push(scope);
+      });
       res.json({
         claims,
         visited,
