@@ -63,11 +63,13 @@ export { type KeyRecord, type KeyState, type KeyStore, memoryKeyStore, type Stor
 export type { RefreshSettings } from './keys/refreshed-keys.js';
 export type { ExternalKey, Signer, SigningAlgorithm } from './keys/signing-key.js';
 export type { FinishedEvent } from './meter/admission.js';
+export { type CloudEventsSinkOptions, cloudEventsSink } from './meter/cloud-events-sink.js';
 export type { LogStats } from './meter/event-log.js';
 export { jsonlSink } from './meter/jsonl-sink.js';
 export type { Measured } from './meter/measure-bytes.js';
 export { type MemorySink, memorySink, type SinkOptions } from './meter/memory-sink.js';
 export { type MeterOptions, meter, type Quantities } from './meter/meter.js';
+export { type OpenMeterSinkOptions, openMeterSink } from './meter/open-meter-sink.js';
 export {
   type CloseOptions,
   createPipeline,
@@ -75,11 +77,13 @@ export {
   type PipelineOptions,
   type PipelineStats,
 } from './meter/pipeline.js';
+export { type ReplayResult, replayDeadLetters } from './meter/replay-dead-letters.js';
 export { type ClosablePart, type ShutdownOptions, shutdown } from './meter/shutdown.js';
 export type { Sink, SinkLimits, SourceNote, Verdict } from './meter/sink.js';
 export type { SinkStats } from './meter/sink-worker.js';
 export type { SpoolOptions } from './meter/spool-options.js';
 export type { FsyncPolicy } from './meter/spool-writer.js';
+export { type CloudEvent, toCloudEvent } from './meter/to-cloud-event.js';
 export type { StatedQuantities, UsageDraft } from './meter/usage-draft.js';
 export type { UsageEvent } from './meter/usage-event.js';
 export { createQuota, type Quota, type QuotaOptions, type QuotaStanding } from './quota/create-quota.js';
