@@ -4,6 +4,7 @@ export { type LedgerUnderTest, ledgerContract, usageEvent } from './ledger-contr
 export { type ManualClock, manualClock } from './manual-clock.js';
 export { type QuotaStoreUnderTest, quotaStoreContract } from './quota-store-contract.js';
 export { type RevocationStoresUnderTest, revocationStoreContract } from './revocation-contract.js';
+export { type SinkUnderTest, sinkContract } from './sink-contract.js';
 export { type TestAlgorithm, type TestIssuer, type TestIssuerOptions, testIssuer } from './test-issuer.js';
 export { type TokenStoreUnderTest, tokenStoreContract } from './token-store-contract.js';
 export { type VerifierUnderTest, verifierContract } from './verifier-contract.js';
