@@ -81,7 +81,9 @@ export function cloudEventsSink(options: CloudEventsSinkOptions): Sink {
 function binaryHeaders({ data: _data, datacontenttype, ...attributes }: CloudEvent): Record<string, string> {
   const headers: Record<string, string> = { 'content-type': datacontenttype };
   for (const [name, value] of Object.entries(attributes)) {
-    headers[`ce-${name}`] = String(value).replace(/[^\x21\x23\x24\x26-\x7E]/gu, (char) => encodeURIComponent(char));
+    // Half a surrogate pair has no encoding: it becomes U+FFFD.
+    const text = Buffer.from(String(value)).toString();
+    headers[`ce-${name}`] = text.replace(/[^\x21\x23\x24\x26-\x7E]/gu, (char) => encodeURIComponent(char));
   }
   return headers;
 }

@@ -59,7 +59,8 @@ export function fileDeadLetters(directory: string, now: () => number): DeadLette
       );
       const file = await open(join(folder, `${sink}.jsonl`), 'a', 0o600);
       try {
-        await file.appendFile(lines.join(''));
+        // A crash may have cut off the last line: whatever comes now begins a line of its own.
+        await file.appendFile(`\n${lines.join('')}`);
         await file.sync();
       } finally {
         await file.close();
@@ -76,7 +77,7 @@ export function fileDeadLetters(directory: string, now: () => number): DeadLette
       return {
         letters: texts.flatMap((text) => text.split('\n')).flatMap(readLine),
         done: async () => {
-          await Promise.all(taken.map((file) => rm(file)));
+          await Promise.all(taken.map((file) => rm(file, { force: true })));
         },
       };
     },

@@ -208,7 +208,15 @@ export function createPipeline(options: PipelineOptions): Pipeline {
     return { undelivered: count };
   }
 
-  async function replay(name: string): Promise<ReplayResult> {
+  /** One replay after the other, so that no letter is given twice. */
+  let replaying: Promise<unknown> = Promise.resolve();
+  function replay(name: string): Promise<ReplayResult> {
+    const result = replaying.then(() => replayOnce(name));
+    replaying = result.catch(() => {});
+    return result;
+  }
+
+  async function replayOnce(name: string): Promise<ReplayResult> {
     const { sink } = workerOf(name);
     const { letters, done } = await deadLetters.take(name);
     const { maxEvents = 100, timeoutSeconds = 30 } = sink.limits ?? {};

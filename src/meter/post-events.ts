@@ -41,8 +41,9 @@ export async function postEvents({ fetch, url, headers, body, signal, single }: 
     throw new SinkError(message, { action: 'pause', afterSeconds });
   }
   if (status === 410 || status === 415) throw new SinkError(message, { action: 'stop' });
+  // A gateway's 502 may come after the server has committed.
   if (status === 408 || status === 425 || status === 429 || status >= 500) {
-    throw new SinkError(message, { afterSeconds, ambiguous: status === 408 || status === 504 });
+    throw new SinkError(message, { afterSeconds, ambiguous: status !== 429 && status !== 503 });
   }
   if (single) return { outcome: 'reject', reason: message };
   throw new SinkError(message, { action: 'split' });

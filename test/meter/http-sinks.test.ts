@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { appendFile, readFile } from 'node:fs/promises';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { join } from 'node:path';
 import {
@@ -225,6 +225,8 @@ describe('cloudEventsSink', () => {
     });
     expect(JSON.parse(binary.body)).toEqual(toCloudEvent(event).data);
     expect(toCloudEvent({ ...event, authId: undefined })).not.toHaveProperty('subject');
+    // Half a surrogate pair is no reason to try for ever.
+    expect(await make('binary').write([{ ...event, authId: 'a\ud800' }], signal)).toEqual([{ outcome: 'delivered' }]);
   });
 
   it.each([
@@ -234,8 +236,9 @@ describe('cloudEventsSink', () => {
     [410, { action: 'stop' }],
     [415, { action: 'stop' }],
     [429, { action: 'retry', afterSeconds: 7 }],
-    [503, { action: 'retry', afterSeconds: 7 }],
-    [500, { action: 'retry', ambiguous: false }],
+    [503, { action: 'retry', afterSeconds: 7, ambiguous: false }],
+    [500, { action: 'retry', ambiguous: true }],
+    [502, { action: 'retry', ambiguous: true }],
     [504, { action: 'retry', ambiguous: true }],
   ])('takes a %i for what it means, and tells no secret', async (status, expected) => {
     const server = await receiver(
@@ -398,6 +401,40 @@ describe('replayDeadLetters', () => {
       await expect(replayDeadLetters({ pipeline, sink: 'nobody' })).rejects.toThrow(TypeError);
       await pipeline.close();
     }
+    folder.remove();
+  });
+
+  it('loses no letter behind a line that a crash cut off, and gives none twice', async () => {
+    const folder = tempFolder('torn');
+    let strict = true;
+    const got: number[] = [];
+    const sink: Sink = {
+      name: 's',
+      limits: { lingerSeconds: 0 },
+      async write(events) {
+        if (strict) return events.map(() => ({ outcome: 'reject', reason: 'no' }));
+        got.push(...events.map(({ seq }) => seq));
+        return undefined;
+      },
+    };
+    const pipeline = createPipeline({ sinks: [sink], source: 'test', spool: { directory: folder.path } });
+    const record = () => pipeline.record({ type: 'job', authId: 'k', quantities: {} } as never);
+    await record();
+    await pipeline.flush();
+    await appendFile(join(folder.path, 'dead-letters', 's.jsonl'), '{"at":"2026-03-01T00:0');
+    await record();
+    await pipeline.flush();
+    strict = false;
+    const [one, two] = await Promise.all([
+      replayDeadLetters({ pipeline, sink: 's' }),
+      replayDeadLetters({ pipeline, sink: 's' }),
+    ]);
+    expect([one, two]).toEqual([
+      { delivered: 2, kept: 0 },
+      { delivered: 0, kept: 0 },
+    ]);
+    expect(got.sort()).toEqual([1, 2]);
+    await pipeline.close();
     folder.remove();
   });
 

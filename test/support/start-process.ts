@@ -40,7 +40,7 @@ export function startProcess<T = unknown>(
   const child = spawnBound(process.execPath, ['--import', tsx, path, ...args], {
     cwd: ROOT,
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
-    env: { ...process.env, TSX_TSCONFIG_PATH: `${ROOT}/tsconfig.json`, ...env },
+    env: { ...process.env, TSX_TSCONFIG_PATH: process.env.TSX_TSCONFIG_PATH ?? `${ROOT}/tsconfig.json`, ...env },
   });
   const exited = new Promise<{ code: number | null; signal: NodeJS.Signals | null }>((resolve) => {
     child.once('exit', (code, signal) => resolve({ code, signal }));
