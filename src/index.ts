@@ -77,7 +77,8 @@ export {
   type PipelineOptions,
   type PipelineStats,
 } from './meter/pipeline.js';
-export { type ReplayResult, replayDeadLetters } from './meter/replay-dead-letters.js';
+export type { ReplayResult } from './meter/replay.js';
+export { replayDeadLetters } from './meter/replay-dead-letters.js';
 export { type ClosablePart, type ShutdownOptions, shutdown } from './meter/shutdown.js';
 export type { Sink, SinkLimits, SourceNote, Verdict } from './meter/sink.js';
 export type { SinkStats } from './meter/sink-worker.js';

@@ -8,7 +8,7 @@ import { type DeadLetter, type DeadLetters, fileDeadLetters, memoryDeadLetters }
 import type { EventLog, LogStats } from './event-log.js';
 import { attachIntake, Intake } from './intake.js';
 import { MemoryLog } from './memory-log.js';
-import { attachReplay, type ReplayResult } from './replay-dead-letters.js';
+import { attachReplay, type ReplayResult } from './replay.js';
 import type { Sink, Verdict } from './sink.js';
 import { type SinkStats, SinkWorker } from './sink-worker.js';
 import { createSpool } from './spool.js';

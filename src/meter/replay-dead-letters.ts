@@ -1,22 +1,6 @@
 import { OptionsParser } from '../errors/options-parser.js';
 import type { Pipeline } from './pipeline.js';
-
-/** What became of the dead letters of one sink. */
-export interface ReplayResult {
-  readonly delivered: number;
-  /** Rejected again, or not taken: they lie in the file as before. */
-  readonly kept: number;
-}
-
-/** How a pipeline replays; it hangs on the pipeline, since its files and sinks are its own. */
-export type Replay = (sink: string) => Promise<ReplayResult>;
-
-const REPLAY = Symbol.for('tollkeeper.replay');
-
-/** Attaches the way of replaying to its pipeline, where `replayDeadLetters` finds it. */
-export function attachReplay<T extends object>(pipeline: T, replay: Replay): T {
-  return Object.defineProperty(pipeline, REPLAY, { value: replay });
-}
+import { type Replay, type ReplayResult, replayOf } from './replay.js';
 
 /**
  * Gives the events that a sink rejected to it once more, after whatever was wrong with them or with the sink has been mended.
@@ -28,8 +12,7 @@ export function attachReplay<T extends object>(pipeline: T, replay: Replay): T {
 export async function replayDeadLetters(options: { pipeline: Pipeline; sink: string }): Promise<ReplayResult> {
   const parser = new OptionsParser('replayDeadLetters');
   const { pipeline, sink } = parser.known(options, ['pipeline', 'sink']);
-  const replay =
-    typeof pipeline === 'object' && pipeline !== null ? (pipeline as { [REPLAY]?: Replay })[REPLAY] : undefined;
+  const replay = replayOf(pipeline);
   if (replay === undefined) parser.problem('pipeline must come from createPipeline');
   parser.string('sink', sink);
   parser.done();
