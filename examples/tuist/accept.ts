@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { createRemoteJWKSet, jwtVerify } from 'jose';
 import { createKeyRing } from 'tollkeeper';
 import { createTokenClient } from 'tollkeeper/client';
 import { createIssuer, hashClientSecret } from 'tollkeeper/issuer';
@@ -84,6 +85,12 @@ await run.check('S4.1', 'configured services get short-lived tokens with their o
   assert.equal(body.expires_in, 300);
   assert.equal((await clientToken('reports', secrets.reportsSecret)).body.expires_in, 900);
   assert.equal((await clientToken('cache', 'wrong')).status, 401);
+});
+
+await run.check('S4.1, S4.2', 'any stock verifier takes the tokens, by the published keys', async () => {
+  const keys = createRemoteJWKSet(new URL(`${tuist.url}/.well-known/jwks.json`));
+  const { payload } = await jwtVerify(cache, keys, { issuer: tuist.url, audience: AUDIENCE, typ: 'at+jwt' });
+  assert.deepEqual([payload.client_id, payload.is_service_account], ['cache', true]);
 });
 
 await run.check('S4.1', 'no scope configured is no scope granted', async () => {
