@@ -10,9 +10,18 @@ import { refuse } from '../request/refuse.js';
 import { type AnswerSettings, requestState } from '../request/request-state.js';
 import type { Revocations } from '../revocation/revocations.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
+import { withDeadline } from '../runtime/deadline.js';
 import { type CacheOptions, CredentialCache } from './credential-cache.js';
 import type { Presented, Verifier } from './verifier.js';
-import { checkRevocations, type Decision, isPromise, revoked, stale, VerifierChain } from './verifier-chain.js';
+import {
+  checkRevocations,
+  type Decision,
+  isPromise,
+  revoked,
+  stale,
+  VERIFY_TIMEOUT_MS,
+  VerifierChain,
+} from './verifier-chain.js';
 
 export interface AuthenticateOptions {
   /** Asked in order: the first that accepts a credential decides about it. At least one. */
@@ -74,7 +83,7 @@ export function authenticate(options: AuthenticateOptions): Middleware {
     parseOptions(options);
   const chain = new VerifierChain(verifiers, revocations, clock);
   const decisions = cache === false ? undefined : new CredentialCache(cache);
-  const flights = new Map<string, Promise<Decision>>();
+  const flights = new Map<string, { readonly verifier: Verifier; readonly decision: Promise<Decision> }>();
 
   function authenticateRequest(req: IncomingMessage, res: ServerResponse, next: Next): void {
     const state = requestState(req);
@@ -126,8 +135,9 @@ export function authenticate(options: AuthenticateOptions): Middleware {
     const monotonic = clock.monotonic();
     const decision = decisions.get(credential, clock.now(), monotonic);
     if (decision === undefined) return undefined;
-    // An earlier verifier that looks at the request goes first, whatever is known about the credential.
-    if (decision.precedents.length > 0 && chain.isPreceded(decision, present(req, credential))) return undefined;
+    // A verifier that looks at the request is asked, whatever is known about the credential.
+    const depends = decision.precedents.length > 0 || decision.verifier.dependsOnRequest === true;
+    if (depends && !chain.isStillAsked(decision, present(req, credential))) return undefined;
     if (decision.sources.length === 0) return decision;
     const answer = checkRevocations(decision, monotonic);
     if (answer === 'live') return decision;
@@ -154,8 +164,8 @@ export function authenticate(options: AuthenticateOptions): Middleware {
     if (credential === undefined || presented.scheme === 'none') return chain.decide(verifier, presented);
     const flight = flights.get(credential);
     // What may not be cached may not be shared either: the verifier may look at the request.
-    if (flight !== undefined) {
-      return flight.then((decision) => (decision.cacheMs > 0 ? decision : chain.decide(verifier, presented)));
+    if (flight?.verifier === verifier) {
+      return flight.decision.then((decision) => (decision.cacheMs > 0 ? decision : chain.decide(verifier, presented)));
     }
     const decision = chain.decide(verifier, presented);
     if (!isPromise(decision)) {
@@ -166,7 +176,9 @@ export function authenticate(options: AuthenticateOptions): Middleware {
       remember(credential, decided);
       return decided;
     });
-    flights.set(credential, shared);
+    // One that another verifier is at, for another request, keeps its place: nobody else is to join this one then.
+    if (flight !== undefined) return shared;
+    flights.set(credential, { verifier, decision: shared });
     const landed = (): void => {
       flights.delete(credential);
     };
@@ -210,7 +222,8 @@ export function authenticate(options: AuthenticateOptions): Middleware {
         return refuse(req, res, next, error, 'verifier_unavailable', settings);
       }
       if (isPromise(checked)) {
-        checked.then(
+        const checking = checked;
+        withDeadline(VERIFY_TIMEOUT_MS, () => checking).then(
           () => attach(decision, req, res, next),
           (error) => refuse(req, res, next, error, 'verifier_unavailable', settings),
         );

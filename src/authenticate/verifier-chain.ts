@@ -10,7 +10,7 @@ import { READY_WAIT_MS } from '../runtime/lifecycle.js';
 import type { Presented, Verified, VerifiedResult, Verifier } from './verifier.js';
 
 /** Milliseconds that one verification may take, whatever its verifier waits for. */
-const VERIFY_TIMEOUT_MS = 15_000;
+export const VERIFY_TIMEOUT_MS = 15_000;
 /** How often a credential is verified anew because something changed meanwhile, before it counts as an outage. */
 const MAX_ATTEMPTS = 4;
 /** Seconds past `expiresAt` that a verifier may tolerate unless it states its own tolerance. */
@@ -24,6 +24,7 @@ export interface Decision {
   readonly identity: Identity | undefined;
   readonly attribution: Attribution | undefined;
   readonly checkRequest: ((presented: Presented) => void | Promise<void>) | undefined;
+  readonly verifier: Verifier;
   /** The verifiers before the one that decided whose acceptance depends on the request. */
   readonly precedents: readonly Verifier[];
   readonly sources: readonly Revocations[];
@@ -59,9 +60,10 @@ export class VerifierChain {
     );
   }
 
-  /** Whether a verifier before the one that decided takes this request. */
-  isPreceded(decision: Decision, presented: Presented): boolean {
-    return decision.precedents.some((verifier) => this.#accepts(verifier, presented));
+  /** Whether the verifier that decided is still the one that is asked about this request. */
+  isStillAsked({ verifier, precedents }: Decision, presented: Presented): boolean {
+    if (precedents.some((earlier) => this.#accepts(earlier, presented))) return false;
+    return verifier.dependsOnRequest !== true || this.#accepts(verifier, presented);
   }
 
   /** The first verifier that takes the credential. Asks no further. */
@@ -98,10 +100,8 @@ export class VerifierChain {
       throw this.#refusal(verifier, cause);
     }
     if (!isPromise(verified)) return this.#settle(verifier, presented, verified, sources, versions, attempt);
-    return withDeadline(VERIFY_TIMEOUT_MS, (signal) => {
-      signal.addEventListener('abort', () => controller.abort(signal.reason), { once: true });
-      return verified;
-    }).then(
+    const answer = verified;
+    return withDeadline(VERIFY_TIMEOUT_MS, () => answer, undefined, controller).then(
       (value) => this.#settle(verifier, presented, value, sources, versions, attempt),
       (cause) => {
         throw this.#refusal(verifier, cause);
@@ -173,11 +173,11 @@ export class VerifierChain {
       identity,
       attribution: result.attribution,
       checkRequest: result.checkRequest,
+      verifier,
       precedents: this.#precedents.get(verifier) as readonly Verifier[],
       sources,
       versions,
-      // What is no number is no permission to cache.
-      cacheMs: cacheSeconds === undefined ? Number.POSITIVE_INFINITY : cacheSeconds > 0 ? cacheSeconds * 1_000 : 0,
+      cacheMs: identity === undefined ? 0 : cacheMsOf(cacheSeconds),
       expiresAtMs: expiresAt === undefined ? Number.POSITIVE_INFINITY : expiresAt * 1_000,
     };
   }
@@ -204,6 +204,12 @@ export function checkRevocations(decision: Decision, monotonicMs?: number): 'liv
     versions[index] = version;
   }
   return 'live';
+}
+
+/** What is no number is no permission to cache. */
+function cacheMsOf(cacheSeconds: number | undefined): number {
+  if (cacheSeconds === undefined) return Number.POSITIVE_INFINITY;
+  return cacheSeconds > 0 ? cacheSeconds * 1_000 : 0;
 }
 
 export function revoked(): AccessError {

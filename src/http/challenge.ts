@@ -1,4 +1,5 @@
 import type { AccessError } from '../errors/access-error.js';
+import { isScopeToken } from '../identity/create-identity.js';
 
 /** What a `WWW-Authenticate` challenge says beside the error. */
 export interface ChallengeSettings {
@@ -24,7 +25,8 @@ export function challengeFor(error: AccessError, settings: ChallengeSettings): s
     params.push(`error="${error.code}"`, `error_description="${error.detail}"`);
   }
   if (error.code === 'insufficient_scope' && error.scopes !== undefined && error.scopes.length > 0) {
-    params.push(`scope="${error.scopes.join(' ')}"`);
+    // A custom verifier may put anything there: what is no scope cannot stand in the header.
+    params.push(`scope="${error.scopes.filter(isScopeToken).join(' ')}"`);
   }
   if (settings.resourceMetadata !== undefined) params.push(`resource_metadata="${settings.resourceMetadata}"`);
   return params.length === 0 ? 'Bearer' : `Bearer ${params.join(', ')}`;

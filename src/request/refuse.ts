@@ -11,6 +11,10 @@ const refused = channel('tollkeeper:refused');
 /** How many times an `onReject` threw, in this copy of the package; on the channel as `onRejectFailures`. */
 const failures = { onReject: 0 };
 
+function countOnReject(): void {
+  failures.onReject += 1;
+}
+
 /**
  * Refuses a request: settles what is held for it, tells `onReject` and the diagnostics channel, then answers or hands
  * the error to the app. Never `next()` without an error.
@@ -35,9 +39,13 @@ export function refuse(
   }
   if (onReject !== undefined) {
     try {
-      onReject(error, req);
+      // An async function fits the type: what it rejects with must not end the process.
+      const told: unknown = onReject(error, req);
+      if (typeof (told as PromiseLike<unknown> | undefined)?.then === 'function') {
+        (told as PromiseLike<unknown>).then(undefined, countOnReject);
+      }
     } catch {
-      failures.onReject += 1;
+      countOnReject();
     }
   }
   if (refused.hasSubscribers) refused.publish({ error, req, onRejectFailures: failures.onReject });

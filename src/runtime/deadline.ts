@@ -9,10 +9,15 @@ export class DeadlineError extends Error {
  * listen to the signal. Made of `setTimeout` and an `AbortController`: a signal made by `AbortSignal.any` with
  * `AbortSignal.timeout` was seen not to fire on Node 20, and an abort does not end every hanging body.
  *
+ * @param controller whose signal `work` is given, where that has begun already.
  * @throws DeadlineError when the time is over or `outer` aborts; whatever `work` throws.
  */
-export function withDeadline<T>(timeoutMs: number, work: (signal: AbortSignal) => Promise<T>, outer?: AbortSignal) {
-  const controller = new AbortController();
+export function withDeadline<T>(
+  timeoutMs: number,
+  work: (signal: AbortSignal) => Promise<T>,
+  outer?: AbortSignal,
+  controller = new AbortController(),
+) {
   return new Promise<T>((resolve, reject) => {
     const giveUp = (): void => {
       const error = new DeadlineError(outer?.aborted === true ? 'aborted' : `no answer within ${timeoutMs} ms`);
