@@ -1,5 +1,8 @@
 import { BlockList, isIP } from 'node:net';
 
+/** More than any address with a zone has. */
+const MAX_ADDRESS_LENGTH = 128;
+
 /** Answers whether an address is on a list of addresses and CIDR blocks. */
 export interface AddressList {
   /** An IPv4-mapped IPv6 address counts as IPv4. Whatever is no address is not on the list. */
@@ -43,6 +46,8 @@ export function createAddressList(entries: readonly string[], problem: (text: st
 
 /** The IPv4 address inside an IPv4-mapped IPv6 one (RFC 4291 §2.5.5.2), without a zone; any other address as it is. */
 export function unmapped(address: string): string {
+  // What a caller forwards may be of any length, and the patterns below are not linear.
+  if (address.length > MAX_ADDRESS_LENGTH) return address;
   const zone = address.indexOf('%');
   const bare = zone === -1 ? address : address.slice(0, zone);
   const dotted = /^(?:0*:)*:?(?:0*:)*ffff:(\d{1,3}(?:\.\d{1,3}){3})$/i.exec(bare);

@@ -89,4 +89,9 @@ describe('addresses', () => {
     }
     expect([await ask('2001:db8:1:3::1'), await ask('1.2.3.5')]).toEqual([200, 200]);
   });
+
+  it.each([':', '0:', '0'])('of any length that are none are refused: %s, over and over', async (part) => {
+    expect(await isAllowed(['0.0.0.0/0', '::/0'], part.repeat(12_000 / part.length))).toBe(false);
+    expect(await isAllowed(['0.0.0.0/0'], `${part.repeat(12_000 / part.length)}ffff:1.2.3.4`)).toBe(false);
+  });
 });
