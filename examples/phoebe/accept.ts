@@ -23,7 +23,7 @@ await ledger.migrate();
 
 // The model server: streams tokens, or fails, as the path's query says.
 let upstreamCalls = 0;
-const model = createServer((req, res) => {
+const model = createServer(async (req, res) => {
   upstreamCalls += 1;
   const query = new URL(req.url as string, 'http://x').searchParams;
   req.resume();
@@ -31,7 +31,13 @@ const model = createServer((req, res) => {
   if (query.has('silent')) return;
   res.writeHead(200, { 'content-type': 'text/event-stream' });
   const tokens = Number(query.get('tokens') ?? 3);
-  for (let index = 0; index < tokens; index++) res.write(`data: token ${index}\n\n`);
+  const text = Array.from({ length: tokens }, (_, index) => `data: token ${index}\n\n`).join('');
+  // With `every`, that many characters at a time, each in a packet of its own.
+  const every = Number(query.get('every') ?? text.length);
+  for (let at = 0; at < text.length; at += every) {
+    res.write(text.slice(at, at + every));
+    if (query.has('every')) await new Promise((resolve) => setTimeout(resolve, 2));
+  }
   if (!query.has('endless')) res.end();
 }).listen(0, '127.0.0.1');
 await new Promise((resolve) => model.once('listening', resolve));
@@ -190,6 +196,14 @@ await run.check('S2.13', 'a streamed answer bills what was streamed', async () =
   const id = traced();
   await call({ query: 'tokens=41', headers: whole({ 'x-request-id': id }) });
   assert.equal((await eventsOf(id))[0]?.quantities.output_tokens?.value, 41);
+});
+
+await run.check('S2.13', 'a token is billed once wherever the packets of its line are cut', async () => {
+  for (const every of [1, 4, 7]) {
+    const id = traced();
+    await call({ query: `tokens=11&every=${every}`, headers: whole({ 'x-request-id': id }) });
+    assert.equal((await eventsOf(id))[0]?.quantities.output_tokens?.value, 11);
+  }
 });
 
 await run.check('S2.12', 'an upstream fault is a 502 and bills nothing', async () => {

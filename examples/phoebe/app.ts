@@ -57,14 +57,19 @@ export async function startPhoebe({ databaseUrl, upstream, edge, spoolDirectory 
         answer.resume();
         return fault(res);
       }
-      res.writeHead(answer.statusCode ?? 200, { 'content-type': 'text/event-stream' });
-      // Every data line is one token: what was streamed is billed, also when the client leaves in the middle.
-      answer.setEncoding('utf8').on('data', (chunk: string) => {
-        const tokens = chunk.split('\n').filter((line) => line.startsWith('data: ')).length;
-        if (tokens > 0 && !res.destroyed) usageOf(req).add('output_tokens', tokens);
-        res.write(chunk);
+      res.writeHead(answer.statusCode ?? 200, {
+        'content-type': answer.headers['content-type'] ?? 'application/octet-stream',
       });
-      answer.on('end', () => res.end());
+      // Every data line is one token: what was streamed is billed, also when the client leaves in the middle. A chunk may end
+      // anywhere in a line: `tail` is one character shorter than what is looked for, so that nothing is found twice.
+      let tail = '\n';
+      answer.setEncoding('utf8').on('data', (chunk: string) => {
+        const text = tail + chunk;
+        tail = text.slice(-6);
+        const tokens = text.split('\ndata: ').length - 1;
+        if (tokens > 0 && !res.destroyed) usageOf(req).add('output_tokens', tokens);
+      });
+      answer.pipe(res);
       answer.on('error', () => res.destroy());
     });
     res.on('close', () => forward.destroy());
