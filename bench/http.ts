@@ -1,38 +1,20 @@
-import { type ChildProcess, fork, spawnSync } from 'node:child_process';
-import { fileURLToPath } from 'node:url';
 import { makeCallers } from './http/callers.js';
 import type { LoadOrder, LoadResult } from './http/load.js';
 import { scenarios } from './http/scenarios.js';
 import type { ServerOrder } from './http/server.js';
+import { ask, pinned, start } from './processes.js';
 import { argument, environment, median, printTable, writeResults } from './report.js';
 
 /**
  * What the stack costs a request, beside what people use today: servers on one core, the load on another, rounds in turn
- * A B C A B C, medians, and the ratio to the bare app of the same round.
+ * A B A C A D, medians, and the ratio to the bare app that ran right before.
  */
-const rounds = argument('rounds', 5);
-const seconds = argument('seconds', 3);
+const rounds = argument('rounds', 9);
+const seconds = argument('seconds', 0.7);
 const callerCount = argument('callers', 500);
 const connections = argument('connections', 32);
 const only = process.argv.find((text) => text.startsWith('--only='))?.slice(7);
 const framework = process.argv.includes('--framework=http') ? 'http' : 'express';
-
-const pinned = spawnSync('taskset', ['-c', '0,1', 'true']).status === 0;
-
-function start(file: string, core: number): ChildProcess {
-  const path = fileURLToPath(new URL(file, import.meta.url));
-  const child = fork(path, { execArgv: ['--import', 'tsx'], stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });
-  if (pinned) spawnSync('taskset', ['-a', '-c', '-p', String(core), String(child.pid)], { stdio: 'ignore' });
-  return child;
-}
-
-function ask<T>(child: ChildProcess, message: object | string): Promise<T> {
-  return new Promise((resolve, reject) => {
-    child.once('message', (answer) => resolve(answer as T));
-    child.once('exit', (code) => reject(new Error(`a process of the benchmark ended with ${code}`)));
-    child.send(message);
-  });
-}
 
 const callers = { RS256: await makeCallers('RS256', callerCount), ES256: await makeCallers('ES256', callerCount) };
 const wanted = process.argv.includes('--group=metering') ? 'metering' : undefined;
@@ -64,6 +46,7 @@ const servers = await Promise.all(
       requests,
       rates: [] as number[],
       cpus: [] as number[],
+      added: [] as number[],
       ratios: [] as number[],
       p50s: [] as number[],
       p99s: [] as number[],
@@ -78,32 +61,40 @@ const order = ({ port, requests }: (typeof servers)[number], time: number): Load
   seconds: time,
 });
 for (const server of servers) await ask<LoadResult>(load, order(server, Math.min(2, seconds)));
+const [bare] = servers as [(typeof servers)[number]];
 let errors = 0;
+
+/** One run of the load against a server; its figures are kept there. */
+async function measure(server: (typeof servers)[number]): Promise<number> {
+  const before = await ask<{ cpu: number }>(server.child, 'cpu');
+  const result = await ask<LoadResult>(load, order(server, seconds));
+  const after = await ask<{ cpu: number }>(server.child, 'cpu');
+  const rate = result.requests / result.seconds;
+  errors += result.errors;
+  if (result.errors > 0) console.error(`${server.scenario.name}: ${result.errors} answers that are not 200`);
+  server.rates.push(rate);
+  server.cpus.push((after.cpu - before.cpu) / result.requests);
+  server.p50s.push(result.p50);
+  server.p99s.push(result.p99);
+  return rate;
+}
+
 for (let round = 0; round < rounds; round++) {
-  let bare = Number.NaN;
-  for (const server of servers) {
-    const before = await ask<{ cpu: number }>(server.child, 'cpu');
-    const result = await ask<LoadResult>(load, order(server, seconds));
-    const after = await ask<{ cpu: number }>(server.child, 'cpu');
-    const rate = result.requests / result.seconds;
-    if (server.scenario.name === 'bare') bare = rate;
-    errors += result.errors;
-    if (result.errors > 0) console.error(`${server.scenario.name}: ${result.errors} answers that are not 200`);
-    server.rates.push(rate);
-    server.ratios.push(rate / bare);
-    server.cpus.push((after.cpu - before.cpu) / result.requests);
-    server.p50s.push(result.p50);
-    server.p99s.push(result.p99);
+  for (const server of servers.slice(1)) {
+    // The bare app runs right before each: what the machine's neighbours do changes within seconds.
+    const bareRate = await measure(bare);
+    const bareCpu = bare.cpus.at(-1) as number;
+    server.ratios.push((await measure(server)) / bareRate);
+    server.added.push((server.cpus.at(-1) as number) - bareCpu);
   }
 }
-const bareCpu = median(servers[0]?.cpus ?? []);
-const rows = servers.map(({ scenario, rates, ratios, cpus, p50s, p99s }) => ({
+const rows = servers.map(({ scenario, rates, ratios, cpus, added, p50s, p99s }) => ({
   scenario: scenario.name,
   'requests/s': Math.round(median(rates)),
-  'of bare': Number(median(ratios).toFixed(3)),
-  spread: `${Math.min(...ratios).toFixed(2)}–${Math.max(...ratios).toFixed(2)}`,
+  'of bare': ratios.length === 0 ? 1 : Number(median(ratios).toFixed(3)),
+  spread: ratios.length === 0 ? '' : `${Math.min(...ratios).toFixed(2)}–${Math.max(...ratios).toFixed(2)}`,
   'CPU µs/request': Number(median(cpus).toFixed(1)),
-  'added µs': Number((median(cpus) - bareCpu).toFixed(1)),
+  'added µs': added.length === 0 ? 0 : Number(median(added).toFixed(1)),
   'p50 ms': Number(median(p50s).toFixed(2)),
   'p99 ms': Number(median(p99s).toFixed(2)),
 }));

@@ -1,11 +1,10 @@
-import { type ChildProcess, fork, spawnSync } from 'node:child_process';
 import { generateKeyPairSync, randomUUID } from 'node:crypto';
 import { createRequire } from 'node:module';
-import { fileURLToPath } from 'node:url';
 import { createKeyRing, type SigningAlgorithm } from 'tollkeeper';
 import { createIssuer } from 'tollkeeper/issuer';
 import type { LoadOrder, LoadResult } from './http/load.js';
 import type { IssuerOrder } from './issuer/server.js';
+import { ask, pinned, start } from './processes.js';
 import { argument, environment, median, printTable, writeResults } from './report.js';
 
 // The library's own: what stands beside this file may have brought an older one.
@@ -20,7 +19,6 @@ const seconds = argument('seconds', 3);
 const connections = argument('connections', 32);
 const CLIENT = { id: 'service', secret: 'a-secret-of-the-benchmark_0123456789' };
 const SIGNATURES: Readonly<Record<SigningAlgorithm, number>> = { ES256: 5_000, Ed25519: 5_000, RS256: 600 };
-const pinned = spawnSync('taskset', ['-c', '0,1', 'true']).status === 0;
 
 /** Microseconds of CPU, of all threads, for one call. */
 async function cpuOf(times: number, call: () => Promise<unknown>): Promise<number> {
@@ -79,21 +77,6 @@ async function inProcess(algorithm: SigningAlgorithm) {
     ratio: median(cpus.map((round) => round.ours / round.jose)).toFixed(2),
     'tokens/s': Math.round(1_000_000 / mine),
   };
-}
-
-function start(file: string, core: number): ChildProcess {
-  const path = fileURLToPath(new URL(file, import.meta.url));
-  const child = fork(path, { execArgv: ['--import', 'tsx'], stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });
-  if (pinned) spawnSync('taskset', ['-a', '-c', '-p', String(core), String(child.pid)], { stdio: 'ignore' });
-  return child;
-}
-
-function ask<T>(child: ChildProcess, message: object | string): Promise<T> {
-  return new Promise((resolve, reject) => {
-    child.once('message', (answer) => resolve(answer as T));
-    child.once('exit', (code) => reject(new Error(`a process of the benchmark ended with ${code}`)));
-    child.send(message);
-  });
 }
 
 function requestOf(kind: IssuerOrder['kind']): string {
