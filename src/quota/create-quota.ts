@@ -95,7 +95,7 @@ export function createQuota(options: QuotaOptions): Quota {
         unit: policy.unit,
         limit: policy.limit,
         used: standingOf.used,
-        remaining: remainingUnits({ policy, op, result: standingOf }),
+        remaining: remainingUnits(op, standingOf),
         resetSeconds: Math.ceil(standingOf.resetMs / 1_000),
         retrySeconds: standingOf.retryMs === null ? null : Math.ceil(standingOf.retryMs / 1_000),
       };

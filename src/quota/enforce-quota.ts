@@ -101,15 +101,8 @@ export function enforceQuota<Req extends IncomingMessage = IncomingMessage>(
   }
 
   function rule(req: Req, res: ServerResponse, next: Next, ruling: Ruling, id: string | undefined): void {
-    const { result, policies, ops } = ruling;
-    if (headers !== false) {
-      const standings = policies.map((policy, index) => ({
-        policy,
-        op: ops[index] as QuotaOp,
-        result: result.ops[index] as OpResult,
-      }));
-      sendRateLimitHeaders(res, rateLimitHeaders(headers, standings, result.serverNowMs));
-    }
+    const { result } = ruling;
+    if (headers !== false) sendRateLimitHeaders(res, rateLimitHeaders(headers, ruling));
     if (!result.allowed) return refuse(req, res, next, exceeded(ruling), 'quota_exceeded');
     const hold = new QuotaHold(desk, ruling, id, whenMissing, refundOn);
     // Somebody answered, or the client left, while the store was asked: nothing will be served.

@@ -49,6 +49,8 @@ export interface QuotaPolicy {
 /** A policy as it was understood. */
 export interface ParsedPolicy {
   readonly name: string;
+  /** The name as headers carry it: an RFC 9651 String. */
+  readonly label: string;
   readonly per: QuotaScope;
   readonly unit: string;
   readonly limit: number;
@@ -84,6 +86,7 @@ export function parsePolicies(parser: OptionsParser, where: string, given: unkno
     parser.check(isUnits(limit), `${at}.limit must be a safe integer of at least 0`);
     return {
       name,
+      label: `"${String(name).replace(/["\\]/g, '\\$&')}"`,
       per: parser.oneOf(`${at}.per`, per, ['subject', 'tenant', 'client', 'authId'], 'subject'),
       unit,
       limit,

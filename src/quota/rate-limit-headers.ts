@@ -1,7 +1,7 @@
 import type { ServerResponse } from 'node:http';
 import { capacityOf } from './memory-counter.js';
 import type { ParsedPolicy } from './quota-policy.js';
-import type { OpResult, QuotaOp } from './quota-store.js';
+import type { OpResult, QuotaOp, TakeResult } from './quota-store.js';
 
 /**
  * `draft-11`: `RateLimit` and `RateLimit-Policy` as lists of every policy (draft-ietf-httpapi-ratelimit-headers-11).
@@ -9,50 +9,61 @@ import type { OpResult, QuotaOp } from './quota-store.js';
  */
 export type HeadersForm = 'draft-11' | 'draft-7' | 'legacy' | false;
 
-/** One policy's standing. */
-export interface PolicyStanding {
-  readonly policy: ParsedPolicy;
-  readonly op: QuotaOp;
-  readonly result: OpResult;
+/** Where a caller stands with several policies: each array has one item per policy, in the same order. */
+export interface Standings {
+  readonly policies: readonly ParsedPolicy[];
+  readonly ops: readonly QuotaOp[];
+  readonly result: TakeResult;
 }
 
 /** RFC 9651 §3.3.1: integers of at most 15 digits. */
 const MAX_INTEGER = 999_999_999_999_999;
 
-/** The headers that tell a client where it stands. */
-export function rateLimitHeaders(
-  form: HeadersForm,
-  standings: readonly PolicyStanding[],
-  serverNowMs: number,
-): readonly (readonly [name: string, value: string])[] {
-  if (form === false || standings.length === 0) return [];
+/** Names and values in turn: nothing else is made for a request. */
+type FlatHeaders = readonly string[];
+
+/** The headers that tell a client where it stands, names and values in turn. */
+export function rateLimitHeaders(form: HeadersForm, { policies, ops, result }: Standings): FlatHeaders {
+  if (form === false || policies.length === 0) return [];
+  const nowMs = result.serverNowMs;
   if (form === 'draft-11') {
-    const policies = standings.map(({ policy, op }) => {
-      const seconds = windowSeconds(op, serverNowMs);
-      return `${quoted(policy.name)};q=${integer(policy.limit)}${seconds === undefined ? '' : `;w=${seconds}`}`;
-    });
-    const limits = standings.map(
-      (standing) => `${quoted(standing.policy.name)};r=${remaining(standing)};t=${waitSeconds(standing)}`,
-    );
-    return [
-      ['RateLimit-Policy', policies.join(', ')],
-      ['RateLimit', limits.join(', ')],
-    ];
+    let stated = '';
+    let standing = '';
+    for (let index = 0; index < policies.length; index++) {
+      const { label, limit } = policies[index] as ParsedPolicy;
+      const op = ops[index] as QuotaOp;
+      const own = result.ops[index] as OpResult;
+      const comma = index === 0 ? '' : ', ';
+      stated += `${comma}${label};q=${integer(limit)}${windowParameter(op, nowMs)}`;
+      standing += `${comma}${label};r=${integer(remainingUnits(op, own))};t=${waitSeconds(own)}`;
+    }
+    return ['RateLimit-Policy', stated, 'RateLimit', standing];
   }
-  const tightest = standings.reduce((a, b) => (tightness(b) < tightness(a) ? b : a));
-  const { policy, op } = tightest;
-  const wait = waitSeconds(tightest);
+  let tightest = 0;
+  for (let index = 1; index < policies.length; index++) {
+    const own = tightness(ops[index] as QuotaOp, result.ops[index] as OpResult);
+    if (own < tightness(ops[tightest] as QuotaOp, result.ops[tightest] as OpResult)) tightest = index;
+  }
+  const { limit } = policies[tightest] as ParsedPolicy;
+  const op = ops[tightest] as QuotaOp;
+  const own = result.ops[tightest] as OpResult;
+  const remaining = integer(remainingUnits(op, own));
+  const wait = waitSeconds(own);
   if (form === 'draft-7') {
-    const seconds = windowSeconds(op, serverNowMs);
     return [
-      ['RateLimit-Policy', `${integer(policy.limit)}${seconds === undefined ? '' : `;w=${seconds}`}`],
-      ['RateLimit', `limit=${integer(policy.limit)}, remaining=${remaining(tightest)}, reset=${wait}`],
+      'RateLimit-Policy',
+      `${integer(limit)}${windowParameter(op, nowMs)}`,
+      'RateLimit',
+      `limit=${integer(limit)}, remaining=${remaining}, reset=${wait}`,
     ];
   }
   return [
-    ['X-RateLimit-Limit', integer(policy.limit)],
-    ['X-RateLimit-Remaining', remaining(tightest)],
-    ['X-RateLimit-Reset', integer(serverNowMs / 1_000 + Number(wait))],
+    'X-RateLimit-Limit',
+    `${integer(limit)}`,
+    'X-RateLimit-Remaining',
+    `${remaining}`,
+    'X-RateLimit-Reset',
+    `${integer(nowMs / 1_000 + wait)}`,
   ];
 }
 
@@ -60,7 +71,7 @@ const PENDING = Symbol('tollkeeper.rateLimitHeaders');
 
 type Carrier = ServerResponse & {
   [PENDING]?: {
-    readonly headers: readonly (readonly [string, string])[];
+    readonly headers: FlatHeaders;
     readonly writeHead: ServerResponse['writeHead'];
   };
 };
@@ -69,7 +80,7 @@ type Carrier = ServerResponse & {
  * Sets the headers when the response's own go out, unless it is a redirect or 304: caches would keep them for others.
  * Nothing but `writeHead` is replaced, by one function that all responses share.
  */
-export function sendRateLimitHeaders(res: ServerResponse, headers: readonly (readonly [string, string])[]): void {
+export function sendRateLimitHeaders(res: ServerResponse, headers: FlatHeaders): void {
   if (headers.length === 0 || res.headersSent) return;
   const carrier = res as Carrier;
   const writeHead = carrier[PENDING]?.writeHead ?? res.writeHead;
@@ -80,45 +91,39 @@ export function sendRateLimitHeaders(res: ServerResponse, headers: readonly (rea
 function writeHeadWithLimits(this: Carrier, ...args: unknown[]): unknown {
   const { headers, writeHead } = this[PENDING] as NonNullable<Carrier[typeof PENDING]>;
   const status = args[0] as number;
-  if (!(status >= 300 && status < 400)) for (const [name, value] of headers) this.setHeader(name, value);
+  if (!(status >= 300 && status < 400)) {
+    for (let index = 0; index < headers.length; index += 2) {
+      this.setHeader(headers[index] as string, headers[index + 1] as string);
+    }
+  }
   return (writeHead as (...all: unknown[]) => unknown).apply(this, args);
 }
 
 /** Units that are left, as the client may count on them. */
-export function remainingUnits({ op, result }: PolicyStanding): number {
+export function remainingUnits(op: QuotaOp, result: OpResult): number {
   return Math.max(0, Math.floor(capacityOf(op) - result.used));
 }
 
-function remaining(standing: PolicyStanding): string {
-  return integer(remainingUnits(standing));
+/** Where waiting is needed, how long, in whole seconds: `Retry-After` never precedes it. */
+function waitSeconds({ retryMs, resetMs }: OpResult): number {
+  return integer((retryMs !== null && retryMs > 0 ? retryMs : resetMs) / 1_000);
 }
 
-/** Where waiting is needed, how long: `Retry-After` never precedes it. */
-function waitSeconds({ result }: PolicyStanding): string {
-  const { retryMs, resetMs } = result;
-  return integer(Math.ceil((retryMs !== null && retryMs > 0 ? retryMs : resetMs) / 1_000));
-}
-
-function tightness(standing: PolicyStanding): number {
-  const { retryMs } = standing.result;
+function tightness(op: QuotaOp, result: OpResult): number {
+  const { retryMs } = result;
   // What refuses comes before everything else, the longest wait first.
   if (retryMs === null) return Number.NEGATIVE_INFINITY;
   if (retryMs > 0) return -retryMs;
-  return remainingUnits(standing) / Math.max(1, standing.policy.limit);
+  return remainingUnits(op, result) / Math.max(1, op.limit);
 }
 
-function windowSeconds({ window }: QuotaOp, nowMs: number): string | undefined {
-  if (window.kind === 'concurrent') return undefined;
-  if (window.kind === 'gcra') return integer(Math.max(1, window.periodMs / 1_000));
+function windowParameter({ window }: QuotaOp, nowMs: number): string {
+  if (window.kind === 'concurrent') return '';
+  if (window.kind === 'gcra') return `;w=${integer(Math.max(1, window.periodMs / 1_000))}`;
   const { startMs, endMs } = window.at(nowMs);
-  return integer((endMs - startMs) / 1_000);
+  return `;w=${integer((endMs - startMs) / 1_000)}`;
 }
 
-function integer(value: number): string {
-  return String(Math.min(MAX_INTEGER, Math.max(0, Math.ceil(value))));
-}
-
-/** RFC 9651 §3.3.3: a String; `"` and `\` are escaped. Names are printable ASCII. */
-function quoted(name: string): string {
-  return `"${name.replace(/["\\]/g, '\\$&')}"`;
+function integer(value: number): number {
+  return Math.min(MAX_INTEGER, Math.max(0, Math.ceil(value)));
 }
