@@ -54,6 +54,7 @@ export { type ProtectedResourceOptions, protectedResourceMetadata } from './http
 export type * from './identity/ambient.cjs';
 export type { IdentityInput } from './identity/create-identity.js';
 export type { Fetch } from './keys/fetch-json.js';
+export type { JWK } from './keys/jwk.js';
 export type { JwtAlgorithm } from './keys/jwt-algorithm.js';
 export type { JwkSet, KeyOptions, RemoteKeyOptions } from './keys/key-options.js';
 export { createKeyRing, type KeyInfo, type KeyRing } from './keys/key-ring.js';

@@ -121,6 +121,13 @@ console.log(JSON.stringify(names));
     expect(wrong).toEqual([]);
   });
 
+  it('declare their types without any other package, so that a CommonJS project needs none that is ESM alone', () => {
+    const wrong = filesIn(packed.folder)
+      .filter((file) => /\.d\.c?ts$/.test(file))
+      .filter((file) => /from '(?!node:|\.{1,2}\/)/.test(readFileSync(join(packed.folder, file), 'utf8')));
+    expect(wrong).toEqual([]);
+  });
+
   it('read nothing from the environment', () => {
     const code = filesIn(packed.folder).filter((file) => /\.c?js$/.test(file));
     expect(code.length).toBeGreaterThan(SUBPATHS.length * 2);

@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
-import type { JWK } from 'jose';
 import { OAuthError } from '../errors/oauth-error.js';
 import type { OptionsParser } from '../errors/options-parser.js';
+import type { JWK } from '../keys/jwk.js';
 import { createJwtSigner } from '../keys/jwt-signer.js';
 import { importSigningKey, type Signer } from '../keys/signing-key.js';
 import type { Clock } from '../runtime/clock.js';

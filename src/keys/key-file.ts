@@ -1,5 +1,5 @@
 import { readFile } from 'node:fs/promises';
-import type { JWK } from 'jose';
+import type { JWK } from './jwk.js';
 import { importSigningKey, type SigningKey } from './signing-key.js';
 
 const PEM_BLOCK = /-----BEGIN ([A-Z0-9 ]+)-----[\s\S]*?-----END \1-----/g;

@@ -1,10 +1,10 @@
 import { readFile } from 'node:fs/promises';
-import type { JWK } from 'jose';
 import type { OptionsParser } from '../errors/options-parser.js';
 import type { Clock } from '../runtime/clock.js';
 import { discoverJwksUri } from './discovery.js';
 import { type Fetch, FetchError, fetchJson } from './fetch-json.js';
 import { fixedKeys } from './fixed-keys.js';
+import type { JWK } from './jwk.js';
 import { algorithmRule, canonicalAlgorithm, isHmac, type JwtAlgorithm } from './jwt-algorithm.js';
 import { keyRingKeys, type PublishedKeys } from './key-ring-keys.js';
 import { KeySet, readKeySet } from './key-set.js';

@@ -1,5 +1,5 @@
-import type { JWK } from 'jose';
 import { AccessError } from '../errors/access-error.js';
+import type { JWK } from './jwk.js';
 import type { JwtAlgorithm } from './jwt-algorithm.js';
 import { type KeySet, readKeySet } from './key-set.js';
 import type { KeySource, KeySourceHooks } from './key-source.js';

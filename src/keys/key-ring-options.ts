@@ -1,7 +1,7 @@
-import type { JWK } from 'jose';
 import { OptionsParser } from '../errors/options-parser.js';
 import type { Revocations } from '../revocation/revocations.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
+import type { JWK } from './jwk.js';
 import type { KeyStore } from './key-store.js';
 import { type ExternalKey, SIGNING_ALGORITHMS, type SigningAlgorithm } from './signing-key.js';
 

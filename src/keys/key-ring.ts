@@ -1,7 +1,7 @@
-import type { JWK } from 'jose';
 import { RegistryError } from '../errors/registry-error.js';
 import { withDeadline } from '../runtime/deadline.js';
 import type { Lifecycle } from '../runtime/lifecycle.js';
+import type { JWK } from './jwk.js';
 import { readKeyFile } from './key-file.js';
 import { type KeyRingOptions, type KeyRingSettings, parseKeyRingOptions } from './key-ring-options.js';
 import type { KeyRecord, KeyState } from './key-store.js';

@@ -1,4 +1,4 @@
-import type { JWK } from 'jose';
+import type { JWK } from './jwk.js';
 import type { SigningAlgorithm } from './signing-key.js';
 
 /**

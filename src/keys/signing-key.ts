@@ -7,8 +7,8 @@ import {
   verify,
 } from 'node:crypto';
 import { promisify } from 'node:util';
-import type { JWK } from 'jose';
 import { withDeadline } from '../runtime/deadline.js';
+import type { JWK } from './jwk.js';
 import { thumbprint } from './thumbprint.js';
 
 /** What a key ring signs with: RFC 7518 §3.3 and §3.4, and RFC 9864 for the name `Ed25519`. */

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import type { JWK } from 'jose';
+import type { JWK } from './jwk.js';
 
 /** The required members per key type, in the order of RFC 7638 §3.2 and RFC 8037 §2. */
 const MEMBERS: Readonly<Record<string, readonly ('crv' | 'e' | 'kty' | 'n' | 'x' | 'y')[]>> = {

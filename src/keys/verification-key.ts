@@ -1,5 +1,6 @@
 import { createPublicKey } from 'node:crypto';
-import { type CryptoKey, importJWK, type JWK } from 'jose';
+import { type CryptoKey, importJWK } from 'jose';
+import type { JWK } from './jwk.js';
 import { algorithmRule, canonicalAlgorithm, type JwtAlgorithm } from './jwt-algorithm.js';
 import { thumbprint } from './thumbprint.js';
 

@@ -1,9 +1,9 @@
 import { constants, generateKeyPairSync, type KeyObject, randomUUID, sign } from 'node:crypto';
-import type { JWK } from 'jose';
 import type { JwtIssuerOptions } from '../authenticate/jwt-issuer.js';
 import { jwtVerifier } from '../authenticate/jwt-verifier.js';
 import type { Verifier } from '../authenticate/verifier.js';
 import { OptionsParser } from '../errors/options-parser.js';
+import type { JWK } from '../keys/jwk.js';
 import { isHmac, JWT_ALGORITHMS, type JwtAlgorithm } from '../keys/jwt-algorithm.js';
 import { thumbprint } from '../keys/thumbprint.js';
 import { type Clock, systemClock } from '../runtime/clock.js';

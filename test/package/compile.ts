@@ -1,8 +1,9 @@
 import { relative } from 'node:path';
 import ts from 'typescript';
 
-/** Both ways in which today's TypeScript projects resolve packages. */
+/** The ways in which today's TypeScript projects resolve packages; `node16` lets no CommonJS file see an ESM declaration. */
 export const RESOLUTIONS = {
+  node16: { module: ts.ModuleKind.Node16, moduleResolution: ts.ModuleResolutionKind.Node16 },
   nodenext: { module: ts.ModuleKind.NodeNext, moduleResolution: ts.ModuleResolutionKind.NodeNext },
   bundler: { module: ts.ModuleKind.Preserve, moduleResolution: ts.ModuleResolutionKind.Bundler },
 } as const satisfies Record<string, ts.CompilerOptions>;
