@@ -15,12 +15,17 @@ export class KeySet {
     }
   }
 
-  /** The key of that `kid`; without a `kid`, the only key of that algorithm: where there are several, none is guessed. */
+  /**
+   * The key of that `kid`; without a `kid`, the only key of that algorithm: where there are several, none is guessed. A shared
+   * secret that stands alone and has no `kid` is asked about any: issuers name their secrets, and configurations do not.
+   */
   find(algorithm: JwtAlgorithm, kid: string | undefined): VerificationKey | undefined {
     const keys = this.#byAlgorithm.get(algorithm);
     if (keys === undefined) return undefined;
     if (kid === undefined) return keys.length === 1 ? keys[0] : undefined;
-    return keys.find((key) => key.keyId === kid);
+    const named = keys.find((key) => key.keyId === kid);
+    if (named !== undefined || keys.length > 1) return named;
+    return keys[0]?.keyId === undefined ? keys[0] : undefined;
   }
 
   /** The ids of keys that `next` lacks, or has with other key material. */

@@ -343,6 +343,27 @@ describe('keys and algorithms', () => {
     expect((await api.get(signed(key, payload()))).status).toBe(401);
   });
 
+  it.each<[string, object[] | undefined, string, number]>([
+    ['a secret', undefined, 'whatever', 200],
+    ['one nameless oct key', [{}], 'whatever', 200],
+    ['an oct key of that name', [{ kid: 'k1' }, {}], 'k1', 200],
+    ['an oct key of another name', [{ kid: 'k1' }], 'whatever', 401],
+    ['several oct keys, one of them nameless', [{ kid: 'k1' }, {}], 'whatever', 401],
+  ])('an HMAC with a "kid" is verified where no other secret could be meant: %s', async (_name, names, kid, status) => {
+    const secret = Buffer.from('0123456789abcdef0123456789abcdef');
+    const jwks = { keys: (names ?? []).map((named) => ({ kty: 'oct', k: secret.toString('base64url'), ...named })) };
+    const api = await guarded({ ...BASE, algorithms: ['HS256'], keys: names === undefined ? { secret } : { jwks } });
+    const sign = (bytes: Uint8Array) => {
+      const input = `${segment({ alg: 'HS256', kid })}.${segment(payload())}`;
+      return `${input}.${signatureOf(input, 'HS256', bytes)}`;
+    };
+    const answer = await api.get(sign(secret));
+    expect(answer.status).toBe(status);
+    // The caller's word for the key is not the identity's.
+    if (status === 200) expect(answer.identity?.keyId).toBe(kid === 'k1' ? 'k1' : undefined);
+    expect((await api.get(sign(Buffer.from('another secret of thirty-two bytes')))).status).toBe(401);
+  });
+
   it('an HMAC by jose is taken', async () => {
     const secret = (await generateSecret('HS512', { extractable: true })) as webcrypto.CryptoKey;
     const bytes = new Uint8Array(await crypto.subtle.exportKey('raw', secret));
