@@ -6,8 +6,7 @@ import { isAccessError } from '../errors/access-error.js';
 import { OAuthError } from '../errors/oauth-error.js';
 import type { VerificationKey } from '../keys/verification-key.js';
 import type { Clock } from '../runtime/clock.js';
-import { withDeadline } from '../runtime/deadline.js';
-import type { ReplayStore } from './replay-store.js';
+import { type ReplayStore, takeOnce } from './replay-store.js';
 import type { ServiceClient } from './service-client.js';
 
 export interface AssertionSettings {
@@ -21,7 +20,6 @@ export interface AssertionSettings {
 const MAX_LIFETIME_SECONDS = 3_600;
 const CLOCK_TOLERANCE_SECONDS = 5;
 const MAX_JTI_LENGTH = 256;
-const REPLAY_STORE_MS = 5_000;
 
 /** `private_key_jwt`: assertions by which clients authenticate (RFC 7523 §3, RFC 10070). */
 export class ClientAssertions {
@@ -77,9 +75,8 @@ export class ClientAssertions {
   }
 
   async #take(id: string, expiresAt: number): Promise<boolean> {
-    const { replayStore } = this.#settings;
     try {
-      return (await withDeadline(REPLAY_STORE_MS, async () => replayStore.take(id, expiresAt))) === true;
+      return await takeOnce(this.#settings.replayStore, id, expiresAt);
     } catch {
       throw new OAuthError('temporarily_unavailable', 'client assertions cannot be checked at the moment', {
         reason: 'the replay store failed',

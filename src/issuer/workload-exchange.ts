@@ -15,9 +15,8 @@ import { OAuthError } from '../errors/oauth-error.js';
 import type { Fetch } from '../keys/fetch-json.js';
 import type { Revocations } from '../revocation/revocations.js';
 import type { Clock } from '../runtime/clock.js';
-import { withDeadline } from '../runtime/deadline.js';
 import type { Lifecycle } from '../runtime/lifecycle.js';
-import type { ReplayStore } from './replay-store.js';
+import { type ReplayStore, takeOnce } from './replay-store.js';
 import type { Grantor } from './service-client.js';
 
 export interface WorkloadExchangeSettings {
@@ -40,7 +39,6 @@ export interface WorkloadAdmission {
 
 type Granted = Extract<WorkloadDecision, { granted: true }>;
 
-const REPLAY_STORE_MS = 5_000;
 const NAME = 'workload';
 
 /** Turns a platform's token into a grantor: the very policies that `workloadVerifier` decides by. */
@@ -130,15 +128,11 @@ export class WorkloadExchange implements Lifecycle {
   }
 
   async #useOnce(issuer: string | undefined, jti: string | undefined, expiresAt: number): Promise<void> {
-    const { replayStore } = this.#settings;
     // An array of three: never the id of a client's assertion.
     const id = JSON.stringify([NAME, issuer, jti]);
     let isFirst: boolean;
     try {
-      isFirst = await withDeadline(
-        REPLAY_STORE_MS,
-        async () => (await replayStore.take(id, expiresAt + WORKLOAD_TOLERANCE_SECONDS)) === true,
-      );
+      isFirst = await takeOnce(this.#settings.replayStore, id, expiresAt + WORKLOAD_TOLERANCE_SECONDS);
     } catch {
       throw unavailable('the replay store failed');
     }

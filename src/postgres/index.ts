@@ -1,5 +1,6 @@
 export { type PostgresLedger, type PostgresLedgerOptions, postgresLedger } from './ledger.js';
 export type { PostgresConnection, PostgresNotification, PostgresPool, PostgresResult } from './postgres-pool.js';
+export { type PostgresReplayStore, type PostgresReplayStoreOptions, postgresReplayStore } from './replay-store.js';
 export {
   type PostgresRevocationStore,
   type PostgresRevocationStoreOptions,

@@ -3,6 +3,7 @@ export type { ContractCase } from './contract-case.js';
 export { type LedgerUnderTest, ledgerContract, usageEvent } from './ledger-contract.js';
 export { type ManualClock, manualClock } from './manual-clock.js';
 export { type QuotaStoreUnderTest, quotaStoreContract } from './quota-store-contract.js';
+export { type ReplayStoresUnderTest, replayStoreContract } from './replay-store-contract.js';
 export { type RevocationStoresUnderTest, revocationStoreContract } from './revocation-contract.js';
 export { type SinkUnderTest, sinkContract } from './sink-contract.js';
 export { type TestAlgorithm, type TestIssuer, type TestIssuerOptions, testIssuer } from './test-issuer.js';
