@@ -22,7 +22,7 @@ let packed: Packed;
 
 beforeAll(async () => {
   packed = await pack();
-}, 180_000);
+}, 600_000);
 
 afterAll(() => packed?.remove());
 
@@ -197,7 +197,21 @@ describe('the ambient types', () => {
       expect(check('use-esm.mts').filter((problem) => !/TS2578|TS2322/.test(problem))).toEqual([]);
       expect(check('use-esm.mts').length).toBeGreaterThan(3);
     },
-    120_000,
+    300_000,
+  );
+});
+
+describe('the declarations of every entry', () => {
+  it.each(Object.keys(RESOLUTIONS) as (keyof typeof RESOLUTIONS)[])(
+    'compile where they are imported, in ESM and in CJS, with every library checked (%s)',
+    (resolution) => {
+      const entries = ['tollkeeper', ...SUBPATHS.map((name) => `tollkeeper/${name}`)];
+      const text = entries.map((name, index) => `export type * as entry${index} from '${name}';`).join('\n');
+      const files = ['mts', 'cts'].map((extension) => join(packed.consumers, `entries.${extension}`));
+      for (const file of files) writeFileSync(file, text);
+      expect(compile(packed.consumers, files, RESOLUTIONS[resolution])).toEqual([]);
+    },
+    300_000,
   );
 });
 
@@ -233,7 +247,7 @@ describe('the packed package in a consumer', () => {
     expect(compile(packed.consumers, typescript, { ...RESOLUTIONS.nodenext, emit: true })).toEqual([]);
     const esm = typescript.filter((file) => file.endsWith('.mts'));
     expect(compile(packed.consumers, esm, { ...RESOLUTIONS.bundler, esModuleInterop: true })).toEqual([]);
-  }, 120_000);
+  }, 300_000);
 
   it.each(
     Object.keys(FRAMEWORKS).flatMap((framework) =>

@@ -36,7 +36,7 @@ describe('the types of the public API', () => {
       const paths = files.map((file) => join(TYPES, file));
       expect(compile(ROOT, paths, sources).filter(isTheirs)).toEqual([]);
     },
-    60_000,
+    300_000,
   );
 
   it.each(Object.entries(PROGRAMS))(
@@ -62,6 +62,6 @@ describe('the types of the public API', () => {
       expect(expected.length).toBeGreaterThan(5);
       folder.remove();
     },
-    60_000,
+    300_000,
   );
 });

@@ -1,5 +1,8 @@
 /** What must not compile: each expectation guards a type of the public API. Compiled by `test/types.test.ts`, never run. */
+import type { webcrypto } from 'node:crypto';
+import { createPublicKey } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
+import { createLocalJWKSet, type JWK } from 'jose';
 import {
   AccessError,
   authenticate,
@@ -10,8 +13,10 @@ import {
   identitiesOf,
   identityOf,
   jwtVerifier,
+  type KeyRing,
   memoryLedger,
   memoryRevocationStore,
+  type JWK as OurJWK,
   requireNetwork,
   requireResource,
   requireScope,
@@ -152,3 +157,13 @@ memoryLedger().usage({ ...period, groupBy: ['tenant'] });
 memoryLedger().usage({ ...period, groupBy: ['customer'] });
 // @ts-expect-error: the period has an end
 memoryLedger().usage({ from: new Date(0), groupBy: ['tenant'] });
+
+// A JWK of ours is one of jose, Web Crypto and node:crypto, and theirs are ours.
+declare const ring: KeyRing;
+declare const theirs: JWK;
+declare const exported: webcrypto.JsonWebKey;
+createLocalJWKSet(ring.jwks());
+for (const key of ring.jwks().keys) createPublicKey({ key, format: 'jwk' });
+export const ours: OurJWK[] = [theirs, exported];
+// @ts-expect-error: a member of another type
+export const wrong: OurJWK = { kty: 5 };
