@@ -73,6 +73,16 @@ describe('a JWK set that is fetched', () => {
     expect(provider.fetches).toBe(1);
   });
 
+  it('tells each of a burst by its own signature, and forgets none of those that wait for their turn', async () => {
+    const { api, token } = await setup();
+    const impostor = testKey('first');
+    const good = (index: number): boolean => index % 3 !== 1;
+    const tokens = Array.from({ length: 300 }, (_, i) => token(good(i) ? first : impostor, { jti: `${i}` }));
+    const answers = await Promise.all(tokens.map((each) => api.get(each)));
+    expect(answers.map(({ status }) => status)).toEqual(tokens.map((_, index) => (good(index) ? 200 : 401)));
+    expect((await api.get(token(first))).status).toBe(200);
+  });
+
   it('can be fetched before the first request, by ready()', async () => {
     const { provider, api, verifier, token } = await setup();
     await verifier.ready?.();
