@@ -1,7 +1,8 @@
 /**
  * The ledger's tables, one step per version. A step that has been released never changes.
  *
- * - `tollkeeper_usage_keys`: what roll-ups are keyed by; an absent value is the empty string.
+ * - `tollkeeper_usage_keys`: what roll-ups are keyed by; an absent value is the empty string. Unique by a digest, because
+ *   an index holds no more than 2,700 bytes of a row.
  * - `tollkeeper_events`: every event as it was written, a partition per month. `key_id` is null while a correction waits
  *   for its original. Time is in the unique key because PostgreSQL partitions by it; a retry is byte-identical, so that
  *   the time of an id never differs.
@@ -12,13 +13,13 @@ export const LEDGER_STEPS: readonly string[] = [
   `
   CREATE TABLE tollkeeper_usage_keys (
     key_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    digest text NOT NULL UNIQUE,
     tenant text NOT NULL,
     client_id text NOT NULL,
     issuer text NOT NULL,
     auth_id text NOT NULL,
     type text NOT NULL,
-    billable boolean NOT NULL,
-    UNIQUE (tenant, client_id, issuer, auth_id, type, billable)
+    billable boolean NOT NULL
   );
   CREATE TABLE tollkeeper_events (
     id text NOT NULL,
@@ -54,6 +55,9 @@ export const LEDGER_STEPS: readonly string[] = [
   CREATE TABLE tollkeeper_ledger_state (name text PRIMARY KEY, value bigint NOT NULL);
   `,
 ];
+
+/** The advisory lock under which partitions are made and dropped: the bytes of `part`. */
+export const PARTITION_LOCK = 0x70617274;
 
 /** Milliseconds of the first instant of a UTC month, from any instant in it; `offset` months on. */
 export function monthStart(ms: number, offset = 0): number {

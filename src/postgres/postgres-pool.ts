@@ -73,16 +73,31 @@ export async function onConnection<T>(
 }
 
 /** Runs `work` in a transaction on one connection. A connection whose transaction cannot be rolled back is closed. */
-export function inTransaction<T>(pool: PostgresPool, work: (connection: PostgresConnection) => Promise<T>): Promise<T> {
-  return onConnection(pool, async (connection, spoil) => {
-    await connection.query('BEGIN');
-    try {
-      const result = await work(connection);
-      await connection.query('COMMIT');
-      return result;
-    } catch (error) {
-      await connection.query('ROLLBACK').catch(spoil);
-      throw error;
-    }
-  });
+export function inTransaction<T>(
+  pool: PostgresPool,
+  work: (connection: PostgresConnection) => Promise<T>,
+  signal?: AbortSignal,
+): Promise<T> {
+  return onConnection(pool, (connection, spoil) => transaction(connection, spoil, () => work(connection)), signal);
+}
+
+/**
+ * Runs `work` in a transaction on a connection that was taken out already, whatever isolation the app's pool prefers.
+ *
+ * @param spoil called when the transaction cannot be rolled back.
+ */
+export async function transaction<T>(
+  connection: PostgresConnection,
+  spoil: () => void,
+  work: () => Promise<T>,
+): Promise<T> {
+  try {
+    await connection.query('BEGIN ISOLATION LEVEL READ COMMITTED');
+    const result = await work();
+    await connection.query('COMMIT');
+    return result;
+  } catch (error) {
+    await connection.query('ROLLBACK').catch(spoil);
+    throw error;
+  }
 }

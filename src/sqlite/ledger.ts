@@ -7,10 +7,13 @@ import type { Ledger } from '../usage/ledger.js';
 import {
   DAY_MS,
   joinAmount,
+  keyText,
   QUARTER_MS,
   ROLLUP_COLUMNS,
   ROLLUP_KEYS,
   RollupChanges,
+  type RollupKey,
+  rollupKeyId,
   rollupKeyOf,
 } from '../usage/rollup.js';
 import { RollupDifferences } from '../usage/rollup-differences.js';
@@ -27,6 +30,13 @@ const PAGE = 500;
 /** Cached ids of roll-up keys; beyond, the cache begins anew. */
 const MAX_CACHED_KEYS = 50_000;
 const ALWAYS: Stretch = { fromMs: Number.NEGATIVE_INFINITY, toMs: Number.POSITIVE_INFINITY };
+
+interface EventRow {
+  readonly event: UsageEvent;
+  readonly attributed: UsageEvent | undefined;
+  /** Of the roll-ups that it was booked under. */
+  readonly keyId: number | undefined;
+}
 
 export interface SqliteLedgerOptions {
   /** The sink's name. Default `ledger`. */
@@ -69,10 +79,10 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
   }
 
   function keyIdOf(event: UsageEvent): number {
-    const { values, billable } = rollupKeyOf(event);
-    const cacheKey = JSON.stringify([...values, billable]);
+    const cacheKey = rollupKeyId(event);
     const cached = keyIds.get(cacheKey);
     if (cached !== undefined) return cached;
+    const { values, billable } = rollupKeyOf(event);
     const columns = [...ROLLUP_COLUMNS, 'billable'];
     const row = [...values, billable ? 1 : 0];
     sql(
@@ -112,7 +122,9 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
   }
 
   function originalKeyOf(id: string): number | undefined {
-    const row = sql('SELECT key_id FROM tollkeeper_events WHERE id = ? AND corrects IS NULL').get(id);
+    const row = sql(
+      'SELECT key_id FROM tollkeeper_events WHERE id = ? AND corrects IS NULL ORDER BY source, time_ms LIMIT 1',
+    ).get(id);
     return row == null ? undefined : (row as { key_id: number }).key_id;
   }
 
@@ -190,7 +202,7 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
        JOIN tollkeeper_usage_keys USING (key_id)
        ${filters.length === 0 ? '' : `WHERE ${filters.map(({ column }) => `${column} = ?`).join(' AND ')}`}
        GROUP BY ${columns.join(', ')}`,
-    ).all(tier, fromMs, toMs, ...filters.map(({ key }) => query.filter[key])) as Record<string, never>[];
+    ).all(tier, fromMs, toMs, ...filters.map(({ key }) => keyText(query.filter[key] ?? ''))) as Record<string, never>[];
     for (const row of rows) {
       addRollup(totals, query, {
         bucket: row.bucket,
@@ -203,34 +215,46 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
   }
 
   /** The events of a stretch, by time, each with the event whose attribution counts. */
-  function* stream({ fromMs, toMs }: Stretch): Generator<{ event: UsageEvent; attributed: UsageEvent | undefined }> {
+  function* stream({ fromMs, toMs }: Stretch): Generator<EventRow> {
     // No source has an empty name: everything from the first instant on comes after this.
-    let after: readonly [number, string, number] = [Math.max(fromMs, -8.64e15), '', 0];
+    let after: readonly [number, string, number, number] = [Math.max(fromMs, -8.64e15), '', 0, 0];
     const until = Math.min(toMs, 8.64e15);
     for (;;) {
       const rows = sql(
-        `SELECT time_ms, source, seq, json, corrects,
-           (SELECT json FROM tollkeeper_events AS o WHERE o.id = e.corrects AND o.corrects IS NULL) AS original
+        `SELECT rowid AS row, time_ms, source, seq, key_id, json,
+           (SELECT json FROM tollkeeper_events AS o WHERE o.id = e.corrects AND o.corrects IS NULL
+            ORDER BY o.source, o.time_ms LIMIT 1) AS original
          FROM tollkeeper_events AS e
-         WHERE (time_ms, source, seq) > (?, ?, ?) AND time_ms < ? ORDER BY time_ms, source, seq LIMIT ${PAGE}`,
+         WHERE (time_ms, source, seq, rowid) > (?, ?, ?, ?) AND time_ms < ?
+         ORDER BY time_ms, source, seq, rowid LIMIT ${PAGE}`,
       ).all(...after, until) as {
+        row: number;
         time_ms: number;
         source: string;
         seq: number;
+        key_id: number | null;
         json: string;
-        corrects: string | null;
         original: string | null;
       }[];
-      for (const { json, corrects, original } of rows) {
+      for (const { key_id, json, original } of rows) {
         const event = JSON.parse(json) as UsageEvent;
-        const attributed =
-          corrects === null ? event : original === null ? undefined : (JSON.parse(original) as UsageEvent);
-        yield { event, attributed };
+        const found = original === null ? undefined : (JSON.parse(original) as UsageEvent);
+        yield { event, attributed: event.corrects === undefined ? event : found, keyId: key_id ?? undefined };
       }
       const last = rows[rows.length - 1];
       if (last === undefined || rows.length < PAGE) return;
-      after = [last.time_ms, last.source, last.seq];
+      after = [last.time_ms, last.source, last.seq, last.row];
     }
+  }
+
+  function loadKeys(): Map<number, RollupKey> {
+    const rows = sql('SELECT * FROM tollkeeper_usage_keys').all() as Record<string, string | number>[];
+    return new Map(
+      rows.map((row) => [
+        Number(row.key_id),
+        { values: ROLLUP_COLUMNS.map((column) => String(row[column])), billable: Number(row.billable) === 1 },
+      ]),
+    );
   }
 
   return {
@@ -299,16 +323,21 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
     },
     async verify() {
       const differences = new RollupDifferences(prunedMs());
-      for (const { event, attributed } of stream(ALWAYS)) differences.add(event, attributed);
+      const keys = loadKeys();
+      for (const { event, attributed, keyId } of stream(ALWAYS)) {
+        // The original of a correction may have been deleted: then its key tells what it was booked under.
+        const booked = event.corrects !== undefined && keyId !== undefined ? keys.get(keyId) : undefined;
+        differences.add(event, attributed === undefined ? booked : rollupKeyOf(attributed));
+      }
       const recorded = sql(
-        `SELECT tier, bucket, ${ROLLUP_COLUMNS.join(', ')}, billable, quantity, CAST(high AS TEXT) AS high, CAST(low AS TEXT) AS low
-         FROM tollkeeper_rollups JOIN tollkeeper_usage_keys USING (key_id) ORDER BY tier, bucket`,
+        `SELECT tier, bucket, key_id, quantity, CAST(high AS TEXT) AS high, CAST(low AS TEXT) AS low
+         FROM tollkeeper_rollups ORDER BY tier, bucket, key_id, quantity`,
       ).all() as Record<string, string | number>[];
       return differences.compare(
         recorded.map((row) => ({
           tier: Number(row.tier),
           bucket: Number(row.bucket),
-          key: { values: ROLLUP_COLUMNS.map((column) => String(row[column])), billable: Number(row.billable) === 1 },
+          key: keys.get(Number(row.key_id)) ?? { values: [], billable: false },
           quantity: String(row.quantity),
           amount: joinAmount(BigInt(row.high as string), BigInt(row.low as string)),
         })),

@@ -1,29 +1,60 @@
 import type { Verdict } from '../meter/sink.js';
 import type { UsageEvent } from '../meter/usage-event.js';
 
-/** Events before the year 0 or after 9999 have no place in a database's calendar. */
 const TIME = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$/;
+/** From 1970 to 9998: what every database's calendar has, with a month to spare. */
+const END_MS = Date.UTC(9999, 0, 1);
+/** A name that no quantity can have would be taken for one of the roll-ups' own. */
+const QUANTITY = /^[A-Za-z_][A-Za-z0-9_.-]{0,63}$/;
+/** No control characters and no halves of characters, and short enough for an index. */
+const NAME = /^[^\p{Cc}\p{Cs}]{1,200}$/u;
 
-/** Whether a ledger can book an event: its time can be read, and it has an id, a source and a sequence number. */
-export function isBookable({ id, source, seq, time }: UsageEvent): boolean {
+/** Whether a ledger can book an event: a pipeline's events all can be. */
+export function isBookable(event: UsageEvent): boolean {
+  if (typeof event !== 'object' || event === null) return false;
+  const { id, source, seq, time, type, billable, corrects, quantities, dimensions } = event;
   return (
-    typeof id === 'string' &&
-    id !== '' &&
-    typeof source === 'string' &&
-    source !== '' &&
+    isName(id) &&
+    isName(source) &&
+    (corrects === undefined || isName(corrects)) &&
     Number.isSafeInteger(seq) &&
     seq > 0 &&
-    typeof time === 'string' &&
-    TIME.test(time) &&
-    !Number.isNaN(Date.parse(time))
+    isTime(time) &&
+    typeof type === 'string' &&
+    typeof billable === 'boolean' &&
+    areQuantities(quantities) &&
+    typeof dimensions === 'object' &&
+    dimensions !== null
   );
 }
 
 /** The verdicts on a batch whose bookable events were entered. */
-export function verdictsOn(events: readonly UsageEvent[], accepts = isBookable): Verdict[] {
+export function verdictsOn(events: readonly UsageEvent[]): Verdict[] {
   return events.map((event) =>
-    accepts(event)
+    isBookable(event)
       ? { outcome: 'delivered' }
-      : { outcome: 'reject', reason: 'the event has no usable id, source, seq or time' },
+      : {
+          outcome: 'reject',
+          reason: 'the event has no usable id, source, seq, time, type, billable, quantities or dimensions',
+        },
+  );
+}
+
+function isName(value: unknown): boolean {
+  return typeof value === 'string' && NAME.test(value);
+}
+
+function isTime(value: unknown): boolean {
+  if (typeof value !== 'string' || !TIME.test(value)) return false;
+  const ms = Date.parse(value);
+  return ms >= 0 && ms < END_MS;
+}
+
+/** Fractions could not be added exactly. */
+function areQuantities(quantities: unknown): boolean {
+  return (
+    typeof quantities === 'object' &&
+    quantities !== null &&
+    Object.entries(quantities).every(([name, quantity]) => QUANTITY.test(name) && Number.isSafeInteger(quantity?.value))
   );
 }

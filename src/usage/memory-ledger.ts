@@ -1,5 +1,6 @@
 import type { SourceNote } from '../meter/sink.js';
 import type { UsageEvent } from '../meter/usage-event.js';
+import { isBookable, verdictsOn } from './bookable.js';
 import { addEvent } from './event-totals.js';
 import type { Ledger } from './ledger.js';
 import { auditOf, completeness, createSourceRecord, enterNote, type SourceRecord } from './source-book.js';
@@ -28,7 +29,7 @@ export function memoryLedger({ name = 'ledger' }: { name?: string } = {}): Ledge
   }
 
   function enter(event: UsageEvent): void {
-    const key = JSON.stringify([event.source, event.id, event.time]);
+    const key = JSON.stringify([event.source, event.id, Date.parse(event.time)]);
     if (events.has(key)) return;
     events.set(key, event);
     if (event.corrects === undefined) originals.set(event.id, event);
@@ -42,7 +43,8 @@ export function memoryLedger({ name = 'ledger' }: { name?: string } = {}): Ledge
     name,
     limits: { maxEvents: 2_000, maxBytes: 4 * 1024 * 1024 },
     async write(batch) {
-      for (const event of batch) enter(event);
+      for (const event of batch) if (isBookable(event)) enter(event);
+      return verdictsOn(batch);
     },
     async sourceNotes(notes: readonly SourceNote[]) {
       for (const note of notes) enterNote(recordOf(note.source), note);

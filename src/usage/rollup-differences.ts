@@ -1,15 +1,6 @@
 import type { UsageEvent } from '../meter/usage-event.js';
 import type { LedgerDifference } from './ledger.js';
-import {
-  DAY_MS,
-  EVENT_COUNT,
-  joinAmount,
-  ONE_REQUEST,
-  ROLLUP_KEYS,
-  RollupChanges,
-  type RollupKey,
-  rollupKeyOf,
-} from './rollup.js';
+import { DAY_MS, EVENT_COUNT, joinAmount, ONE_REQUEST, ROLLUP_KEYS, RollupChanges, type RollupKey } from './rollup.js';
 
 /** A roll-up as it is recorded. */
 export interface RecordedRollup {
@@ -30,11 +21,10 @@ export class RollupDifferences {
     this.#prunedMs = prunedMs;
   }
 
-  /** @param attributed the event whose attribution counts; undefined while that has not arrived. */
-  add(event: UsageEvent, attributed: UsageEvent | undefined): void {
-    if (attributed === undefined) return;
-    const key = JSON.stringify(rollupKeyOf(attributed));
-    this.#changes.add(key, Date.parse(event.time), event, event.corrects === undefined);
+  /** @param key of the event whose attribution counts; undefined while that has not arrived. */
+  add(event: UsageEvent, key: RollupKey | undefined): void {
+    if (key === undefined) return;
+    this.#changes.add(JSON.stringify(key), Date.parse(event.time), event, event.corrects === undefined);
   }
 
   /** Where the recorded roll-ups differ, both tiers. */

@@ -2,6 +2,7 @@ import { OptionsParser } from '../errors/options-parser.js';
 import type { UsageEvent } from '../meter/usage-event.js';
 import type { EventFilter, UsageFilter, UsageKey, UsageQuery } from './ledger.js';
 import { type IntervalStart, intervalStarts, isTimeZone } from './local-interval.js';
+import { keyText } from './rollup.js';
 
 /** A query that was checked. Instants are milliseconds since the epoch. */
 export interface ParsedQuery {
@@ -94,6 +95,11 @@ export function matches(event: UsageEvent, filter: EventFilter): boolean {
 
 /** What an event states for a key of a row; undefined where it states nothing. */
 export function keyOf(event: UsageEvent, key: string): string | undefined {
+  const value = statedFor(event, key);
+  return value === undefined || value === '' ? undefined : keyText(value);
+}
+
+function statedFor(event: UsageEvent, key: string): string | undefined {
   switch (key) {
     case 'subject':
       return event.subject?.id;
@@ -118,7 +124,7 @@ export function keyOf(event: UsageEvent, key: string): string | undefined {
 }
 
 function same(wanted: string | undefined, found: string | undefined): boolean {
-  return wanted === undefined || wanted === found;
+  return wanted === undefined || wanted === found || (found !== undefined && keyText(wanted) === keyText(found));
 }
 
 function instant(name: string, value: unknown, parser: OptionsParser): number {

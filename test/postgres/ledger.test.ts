@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto';
 import pg from 'pg';
 import { postgresLedger } from 'tollkeeper/postgres';
 import { ledgerContract, usageEvent } from 'tollkeeper/testing';
@@ -67,19 +68,88 @@ describeWith('postgres', 'postgresLedger', () => {
     await end();
   });
 
-  it('refuses what PostgreSQL cannot hold, and takes the rest of the batch', async () => {
+  it('takes whatever texts an identity has: NUL, halves of characters, and longer than an index can hold', async () => {
     const { ledger, end } = await open();
-    const verdicts = await ledger.write(
+    const long = randomBytes(6_000).toString('base64');
+    const texts = ['a\0b', 'a\ud800b', long, `${long}!`, 'a\nb'];
+    const events = texts.map((text, index) =>
+      usageEvent({
+        seq: index + 1,
+        tenant: text,
+        authId: text,
+        requestId: text.slice(0, 100),
+        claims: { 'x-text': text },
+      }),
+    );
+    const verdicts = await ledger.write(events, signal);
+    expect(verdicts?.map(({ outcome }) => outcome)).toEqual(texts.map(() => 'delivered'));
+    const { rows } = await ledger.usage({ from: '2026-03-01', to: '2026-03-02', groupBy: ['tenant'] });
+    expect(rows.map(({ key, events }) => [key.tenant, events]).sort()).toEqual(
       [
-        usageEvent({ seq: 1 }),
-        usageEvent({ seq: 2, tenant: 'a\0b' }),
-        usageEvent({ seq: 3, time: 'soon' }),
-        usageEvent({ seq: 4, claims: { 'x-nul': '\0' } }),
-      ],
+        ['a\nb', 1],
+        ['a\ufffdb', 2],
+        [long, 1],
+        [`${long}!`, 1],
+      ].sort(),
+    );
+    expect(await ledger.verify()).toEqual([]);
+    const found = [];
+    for await (const event of ledger.events({ requestId: 'a\nb' })) found.push(event);
+    expect(found).toEqual([events[4]]);
+    await end();
+  });
+
+  it('has a batch split that holds a value which PostgreSQL refuses, so that the rest of it gets in', async () => {
+    const { ledger, end } = await open();
+    const hostile = usageEvent({ seq: 2, requestId: randomBytes(6_000).toString('base64') });
+    await expect(ledger.write([usageEvent({ seq: 1 }), hostile], signal)).rejects.toMatchObject({
+      code: 'sink_error',
+      action: 'split',
+    });
+    expect(await ledger.audit()).toEqual([]);
+    await end();
+  });
+
+  it('makes a month again that another process has dropped', async () => {
+    const { pool, ledger, end } = await open();
+    const old = usageEvent({ seq: 1, time: '2026-01-15T10:00:00.000Z' });
+    await ledger.write([old], signal);
+    await postgresLedger(pool).prune(new Date('2026-02-25T00:00:00Z'));
+    await ledger.write([old, usageEvent({ seq: 2, time: '2026-01-16T10:00:00.000Z' })], signal);
+    expect(await ledger.audit()).toMatchObject([{ last: 2, count: 2, missing: [] }]);
+    const { rows } = await ledger.usage({ from: '2026-01-01', to: '2026-02-01', groupBy: [] });
+    expect(rows[0]?.events).toBe(2);
+    await end();
+  });
+
+  it('is not held up by an export that somebody reads slowly, and neither is a new month', async () => {
+    const { ledger, end } = await open();
+    await ledger.write(
+      Array.from({ length: 10 }, (_, index) => usageEvent({ seq: index + 1 })),
       signal,
     );
-    expect(verdicts?.map(({ outcome }) => outcome)).toEqual(['delivered', 'reject', 'reject', 'delivered']);
+    const reading = ledger.events({})[Symbol.asyncIterator]();
+    await reading.next();
+    await ledger.write([usageEvent({ seq: 11, time: '2026-07-01T00:00:00.000Z' })], signal);
+    await reading.return?.();
+    expect((await ledger.audit())[0]?.count).toBe(11);
     await end();
+  });
+
+  it('gives up a write whose signal aborts, and its connection with it', async () => {
+    const own = await startPostgres();
+    const pool = new pg.Pool({ connectionString: own.url, max: 1 });
+    pool.on('error', () => {});
+    const ledger = postgresLedger(pool);
+    await ledger.migrate();
+    own.pause();
+    await expect(ledger.write([usageEvent({ seq: 1 })], AbortSignal.timeout(300))).rejects.toThrow();
+    own.resume();
+    // The only place of the pool is free again.
+    await ledger.write([usageEvent({ seq: 1 })], signal);
+    expect(await ledger.audit()).toMatchObject([{ count: 1 }]);
+    await pool.end();
+    await own.stop();
   });
 
   it('books a correction and its original that two processes write at once', async () => {
