@@ -3,7 +3,7 @@ export { freePort } from './free-port.js';
 export type { RunningServer } from './running-server.js';
 export { type Served, serve } from './serve.js';
 export { startNats } from './start-nats.js';
-export { type PostgresOptions, startPostgres } from './start-postgres.js';
+export { type PostgresOptions, startPostgres, startStandby } from './start-postgres.js';
 export { type ProcessOptions, type RunningProcess, startProcess } from './start-process.js';
 export { type RedisOptions, startRedis } from './start-redis.js';
 export { type RunningRedisCluster, startRedisCluster } from './start-redis-cluster.js';

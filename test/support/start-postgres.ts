@@ -26,9 +26,54 @@ export async function startPostgres({ durable = false, settings = {} }: Postgres
   const user = unprivilegedUser();
   const source = await template(user);
   const folder = tempFolder('postgres');
-  const data = join(folder.path, 'data');
-  await run('cp', ['-a', source, data]);
+  await run('cp', ['-a', source, join(folder.path, 'data')]);
   if (user) await chown(folder.path, user.uid, user.gid);
+  return serve(folder, user, durable, settings);
+}
+
+/**
+ * A streaming replica of a running PostgreSQL, with a replication slot of its own, that takes part in every commit: from
+ * now on the primary confirms a commit when the replica has it too. `SELECT pg_promote()` makes it a primary.
+ */
+export async function startStandby(primary: RunningServer): Promise<RunningServer> {
+  const user = unprivilegedUser();
+  const folder = tempFolder('postgres');
+  if (user) await chown(folder.path, user.uid, user.gid);
+  const from = `host=127.0.0.1 port=${primary.port} user=postgres`;
+  await run(
+    findBinary('pg_basebackup') ?? 'pg_basebackup',
+    [
+      '-D',
+      join(folder.path, 'data'),
+      '-d',
+      from,
+      '-X',
+      'stream',
+      '-c',
+      'fast',
+      '-R',
+      '-C',
+      '-S',
+      'standby',
+      '--no-sync',
+    ],
+    { ...user, cwd: folder.path },
+  );
+  const standby = await serve(folder, user, true, {});
+  await run(
+    findBinary('psql') ?? 'psql',
+    ['-X', '-q', '-d', from, '-c', "ALTER SYSTEM SET synchronous_standby_names = '*'", '-c', 'SELECT pg_reload_conf()'],
+    { ...user, cwd: folder.path },
+  );
+  return standby;
+}
+
+function serve(
+  folder: ReturnType<typeof tempFolder>,
+  user: User | undefined,
+  durable: boolean,
+  settings: Readonly<Record<string, string>>,
+): Promise<RunningServer> {
   const sync = durable ? 'on' : 'off';
   const all: Record<string, string> = {
     listen_addresses: '127.0.0.1',
@@ -45,10 +90,10 @@ export async function startPostgres({ durable = false, settings = {} }: Postgres
     name: 'postgres',
     file: findBinary('postgres') ?? 'postgres',
     args: (port) => [
-      ...['-D', data, '-p', String(port)],
+      ...['-D', join(folder.path, 'data'), '-p', String(port)],
       ...Object.entries(all).flatMap(([name, value]) => ['-c', `${name}=${value}`]),
     ],
-    readyLine: /database system is ready to accept connections/,
+    readyLine: /database system is ready to accept (read[- ]only )?connections/,
     // Fast shutdown: open connections are ended.
     stopSignal: 'SIGINT',
     url: (port) => `postgres://postgres@127.0.0.1:${port}/postgres`,
@@ -58,8 +103,13 @@ export async function startPostgres({ durable = false, settings = {} }: Postgres
   });
 }
 
+interface User {
+  readonly uid: number;
+  readonly gid: number;
+}
+
 /** PostgreSQL refuses to run as root: then it runs as its own system user, which its package creates, else as nobody. */
-function unprivilegedUser(): { uid: number; gid: number } | undefined {
+function unprivilegedUser(): User | undefined {
   if (process.getuid?.() !== 0) return undefined;
   const users = readFileSync('/etc/passwd', 'utf8').split('\n');
   for (const name of ['postgres', 'nobody']) {
@@ -70,7 +120,7 @@ function unprivilegedUser(): { uid: number; gid: number } | undefined {
 }
 
 /** A data folder made once per version and user, which every start copies. Made aside and renamed: whoever is first wins. */
-async function template(user: { uid: number; gid: number } | undefined): Promise<string> {
+async function template(user: User | undefined): Promise<string> {
   const initdb = findBinary('initdb') ?? 'initdb';
   const { stdout } = await run(initdb, ['--version']);
   const version = /\d+(\.\d+)*/.exec(stdout)?.[0] ?? 'unknown';
