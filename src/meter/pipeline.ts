@@ -2,21 +2,20 @@ import { channel } from 'node:diagnostics_channel';
 import { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
-import { withDeadline } from '../runtime/deadline.js';
 import { type Random, systemRandom } from '../runtime/random.js';
-import { type DeadLetter, type DeadLetters, fileDeadLetters, memoryDeadLetters } from './dead-letters.js';
+import { type DeadLetters, fileDeadLetters, memoryDeadLetters } from './dead-letters.js';
 import type { EventLog, LogStats } from './event-log.js';
 import { attachIntake, Intake } from './intake.js';
 import { MemoryLog } from './memory-log.js';
 import { attachReplay, type ReplayResult } from './replay.js';
-import type { Sink, Verdict } from './sink.js';
+import { replayLetters } from './replay-letters.js';
+import type { Sink } from './sink.js';
 import { type SinkStats, SinkWorker } from './sink-worker.js';
 import { createSpool } from './spool.js';
 import { parseSpoolOptions, type SpoolOptions } from './spool-options.js';
 import { UsageCodec } from './usage-codec.js';
 import { correctionEntry, draftEntry, type StatedQuantities, type UsageDraft } from './usage-draft.js';
 import type { UsageEntry } from './usage-entry.js';
-import type { UsageEvent } from './usage-event.js';
 
 export interface PipelineOptions {
   /** Where the events go, at least one. Cursors are kept by the sinks' names. */
@@ -211,33 +210,9 @@ export function createPipeline(options: PipelineOptions): Pipeline {
   /** One replay after the other, so that no letter is given twice. */
   let replaying: Promise<unknown> = Promise.resolve();
   function replay(name: string): Promise<ReplayResult> {
-    const result = replaying.then(() => replayOnce(name));
+    const result = replaying.then(() => replayLetters(workerOf(name).sink, deadLetters, report));
     replaying = result.catch(() => {});
     return result;
-  }
-
-  async function replayOnce(name: string): Promise<ReplayResult> {
-    const { sink } = workerOf(name);
-    const { letters, done } = await deadLetters.take(name);
-    const { maxEvents = 100, timeoutSeconds = 30 } = sink.limits ?? {};
-    const kept: DeadLetter[] = [];
-    for (let index = 0; index < letters.length; index += maxEvents) {
-      const batch = letters.slice(index, index + maxEvents);
-      const events = batch.map(({ json }) => JSON.parse(json) as UsageEvent);
-      let verdicts: readonly Verdict[] | undefined = batch.map(() => ({ outcome: 'retry' }));
-      try {
-        verdicts =
-          (await withDeadline(timeoutSeconds * 1000, async (signal) => sink.write(events, signal))) ?? undefined;
-      } catch (error) {
-        report({ type: 'replay_failed', sink: name, message: (error as Error | undefined)?.message });
-      }
-      const taken = (at: number): boolean => verdicts === undefined || verdicts[at]?.outcome === 'delivered';
-      kept.push(...batch.filter((_, at) => !taken(at)));
-    }
-    // What stays is written anew before what was taken out is deleted.
-    if (kept.length > 0) await deadLetters.add(name, 'rejected', kept);
-    await done();
-    return { delivered: letters.length - kept.length, kept: kept.length };
   }
 
   const pipeline: Pipeline = {

@@ -11,6 +11,7 @@ import {
   openMeterSink,
   replayDeadLetters,
   type Sink,
+  SinkError,
   toCloudEvent,
   type UsageEvent,
 } from 'tollkeeper';
@@ -436,6 +437,31 @@ describe('replayDeadLetters', () => {
     expect(got.sort()).toEqual([1, 2]);
     await pipeline.close();
     folder.remove();
+  });
+
+  it('keeps the one letter that its batch is refused for, and no other', async () => {
+    let strict = true;
+    const got: number[] = [];
+    const sink: Sink = {
+      name: 's',
+      limits: { lingerSeconds: 0 },
+      async write(events) {
+        if (strict) return events.map(() => ({ outcome: 'reject', reason: 'no' }));
+        if (events.some(({ seq }) => seq === 41)) throw new SinkError('422', { action: 'split' });
+        got.push(...events.map(({ seq }) => seq));
+        return undefined;
+      },
+    };
+    const pipeline = createPipeline({ sinks: [sink], source: 'test', spool: 'memory' });
+    await Promise.all(
+      Array.from({ length: 100 }, () => pipeline.record({ type: 'job', authId: 'k', quantities: {} } as never)),
+    );
+    await pipeline.flush();
+    strict = false;
+    expect(await replayDeadLetters({ pipeline, sink: 's' })).toEqual({ delivered: 99, kept: 1 });
+    expect(new Set(got).size).toBe(99);
+    expect(got).not.toContain(41);
+    await pipeline.close();
   });
 
   it('keeps everything when the sink fails', async () => {
