@@ -43,9 +43,12 @@ export function attributionOf(who: Who): string {
   return members === '{}' ? '' : `,${members.slice(1, -1)}`;
 }
 
-/** Whether an event is billed unless the app says otherwise: an absent status counts as below 500. */
+/**
+ * Whether an event is billed unless the app says otherwise: not what the server failed at, whatever status the client had
+ * seen by then, nor what nobody knows the end of. An absent status counts as below 500.
+ */
 export function billableByDefault(status: number | undefined, outcome: Outcome): boolean {
-  return outcome !== 'unknown' && (status === undefined || status < 500);
+  return outcome !== 'unknown' && outcome !== 'server_error' && (status === undefined || status < 500);
 }
 
 /** Characters of JSON that fit into a record of the log (64 KiB) whatever they are, beside the usage. */

@@ -21,13 +21,16 @@ export interface Attribution {
   readonly headers: Readonly<Partial<Record<BillingField, string>>>;
 }
 
-/** How a response ended. */
+/**
+ * How a response ended. `client_aborted`: the client left before it had everything. `server_error`: a status of 500 or
+ * more, or this side cut the connection in the middle. `unknown`: the process died, or closed, before the end.
+ */
 export type Outcome = 'complete' | 'client_aborted' | 'server_error' | 'unknown';
 
 /** The end of a response. */
 export interface Ending {
   readonly outcome: Outcome;
-  /** The status that the client saw; 499 when it went away before the headers. */
+  /** The status that the client saw; before the headers, 499 when it went away and 500 when this side cut it off. */
   readonly status: number;
 }
 

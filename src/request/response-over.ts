@@ -6,11 +6,14 @@ const WAITING = Symbol.for('tollkeeper.waiting');
 
 type Carrier = Socket & { [WAITING]?: ServerResponse[] };
 
+/** What Node's HTTP/2 compatibility layer has, and the core has not. */
+type MaybeHttp2 = ServerResponse & { readonly stream?: { readonly rstCode?: number; readonly errored?: Error | null } };
+
 /**
  * Calls the observer once when the response is over, whichever way: finished, aborted by the client, destroyed, or
  * pipelined behind an abort, where Node up to 22 emits nothing on `res` and only the socket's `close` tells.
  *
- * One shared `close` listener per response and one per socket; nothing on `res` is replaced.
+ * One shared `close` listener per response and, over HTTP/1.1, one per socket; nothing on `res` is replaced.
  */
 export function whenResponseIsOver(req: IncomingMessage, res: ServerResponse, observer: ResponseObserver): void {
   const state = requestState(req);
@@ -26,6 +29,8 @@ export function whenResponseIsOver(req: IncomingMessage, res: ServerResponse, ob
     if (socket?.destroyed === true) queueMicrotask(() => finalize(res));
     return;
   }
+  // Over HTTP/2 `close` always comes, and the socket belongs to the session: what waited there would stay for as long.
+  if ((res as MaybeHttp2).stream !== undefined) return;
   const waiting = socket[WAITING];
   if (waiting === undefined) {
     socket[WAITING] = [res];
@@ -63,14 +68,33 @@ function finalize(res: ServerResponse): void {
 
 /** How the response ended, as far as Node lets it be known: a snapshot at `close`. */
 export function endingOf(res: ServerResponse): Ending {
-  const socket = res.req.socket as (Socket & { errored?: Error | null }) | null;
-  const stream = (res as { stream?: { rstCode?: number } }).stream;
+  const { req, statusCode, headersSent } = res;
+  const { stream } = res as MaybeHttp2;
   const complete =
-    res.writableFinished &&
-    res.writableEnded &&
-    !socket?.errored &&
-    !(res.req as { aborted?: boolean }).aborted &&
-    !stream?.rstCode;
-  if (complete) return { outcome: res.statusCode >= 500 ? 'server_error' : 'complete', status: res.statusCode };
-  return { outcome: 'client_aborted', status: res.headersSent ? res.statusCode : 499 };
+    res.writableFinished && res.writableEnded && !req.socket?.errored && !req.aborted && !stream?.rstCode;
+  if (complete) return { outcome: statusCode >= 500 ? 'server_error' : 'complete', status: statusCode };
+  const byServer = stream === undefined ? socketCutHere(res) : streamCutHere(res, stream);
+  if (byServer) return { outcome: 'server_error', status: headersSent ? statusCode : 500 };
+  return { outcome: 'client_aborted', status: headersSent ? statusCode : 499 };
+}
+
+/**
+ * Whether this side cut the connection: `res.destroy()`, also by `stream.pipeline` when its source fails, a timeout, the
+ * end of the server. A client that leaves shows itself on the socket, by its end or by an error.
+ */
+function socketCutHere(res: ServerResponse): boolean {
+  const { socket } = res.req;
+  // A socket that is gone altogether tells nothing.
+  if (socket == null || socket.readableEnded) return false;
+  const { errored } = socket;
+  // `ECANCELED`: bytes that were unsent when this side destroyed it, from Node 22 on.
+  return errored == null || errored === res.errored || (errored as NodeJS.ErrnoException).code === 'ECANCELED';
+}
+
+/**
+ * Whether the handler destroyed the stream: a reset that the client sent, or a session that it left, ends it in order
+ * first. Only errors of a socket have a `syscall`; a stream that the handler resets by a code looks like the client's.
+ */
+function streamCutHere(res: ServerResponse, { errored }: { readonly errored?: Error | null }): boolean {
+  return !res.writableFinished && (errored as NodeJS.ErrnoException | null | undefined)?.syscall === undefined;
 }

@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import http2 from 'node:http2';
 import { type AddressInfo, connect, type Socket } from 'node:net';
+import { Readable, pipeline as streamPipeline } from 'node:stream';
 import compression from 'compression';
 import {
   createPipeline,
@@ -237,15 +238,15 @@ describe('one event per admitted request, over HTTP/1.1', () => {
   });
 });
 
-describe('one event per admitted request, over HTTP/2', () => {
-  async function listen2(handler: Handler, options?: Partial<MeterOptions>): Promise<http2.ClientHttp2Session> {
-    server = http2.createServer(listener(handler, options) as never).listen(0, '127.0.0.1');
-    await once(server, 'listening');
-    const session = http2.connect(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
-    session.on('error', () => {});
-    return session;
-  }
+async function listen2(handler: Handler, options?: Partial<MeterOptions>): Promise<http2.ClientHttp2Session> {
+  server = http2.createServer(listener(handler, options) as never).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const session = http2.connect(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+  session.on('error', () => {});
+  return session;
+}
 
+describe('one event per admitted request, over HTTP/2', () => {
   it('complete, for each stream', async () => {
     const session = await listen2((_req, res) => res.end('ok'));
     await Promise.all(
@@ -283,6 +284,21 @@ describe('one event per admitted request, over HTTP/2', () => {
     expect((await events(3)).map(({ outcome }) => outcome)).toEqual(new Array(3).fill('client_aborted'));
   });
 
+  it('leaves nothing on the socket of a long session', async () => {
+    const session = await listen2((_req, res) => res.end('ok'));
+    const sockets: object[] = [];
+    server.on('session', ({ socket }) => sockets.push(socket));
+    for (let i = 0; i < 3; i++) {
+      const stream = session.request({ ':path': '/' });
+      stream.resume();
+      await once(stream, 'close');
+    }
+    await events(3);
+    const [socket] = sockets as [Record<symbol, unknown>];
+    expect(socket[Symbol.for('tollkeeper.waiting')] ?? []).toEqual([]);
+    session.destroy();
+  });
+
   it('a server error', async () => {
     const session = await listen2((_req, res) => {
       res.statusCode = 502;
@@ -293,6 +309,139 @@ describe('one event per admitted request, over HTTP/2', () => {
     await once(stream, 'end');
     expect(await events(1)).toMatchObject([{ outcome: 'server_error', status: 502, billable: false }]);
     session.destroy();
+  });
+});
+
+describe('a response that is cut off by the server', () => {
+  const cut = (status: number) => ({ outcome: 'server_error', status, billable: false, quantities: requests });
+  const failed = Object.assign(new Error('aborted'), { code: 'ECONNRESET' });
+  const ways: [string, (req: IncomingMessage, res: ServerResponse) => void][] = [
+    ['by res.destroy()', (_req, res) => res.destroy()],
+    ['by res.destroy(error), as of an upstream that broke off', (_req, res) => res.destroy(failed)],
+    [
+      'by stream.pipeline, whose source fails',
+      (_req, res) => {
+        const source = new Readable({ read() {} });
+        streamPipeline(source, res, () => {});
+        setImmediate(() => source.destroy(failed));
+      },
+    ],
+  ];
+  const onHttp1: typeof ways = [
+    ...ways,
+    ['by req.destroy()', (req) => req.destroy()],
+    ['by req.socket.destroy()', (req) => req.socket.destroy()],
+    ['by server.closeAllConnections()', () => (server as Server).closeAllConnections()],
+    [
+      'with bytes that were unsent',
+      (_req, res) => {
+        res.write(Buffer.alloc(64 * 1024 * 1024));
+        res.destroy();
+      },
+    ],
+  ];
+
+  it.each(onHttp1)('is its error and not billed, over HTTP/1.1: %s', async (_name, end) => {
+    const port = await listen((req, res) => {
+      if (req.url === '/before') return end(req, res);
+      res.write('data: 1\n\n');
+      setTimeout(() => end(req, res), 20);
+      return undefined;
+    });
+    const { socket } = await open(port, get('/stream'));
+    await once(socket, 'close');
+    expect(await events(1)).toEqual([cut(200)]);
+  });
+
+  it.each(ways)('is its error and not billed, over HTTP/2: %s', async (_name, end) => {
+    const session = await listen2((req, res) => {
+      res.write('data: 1\n\n');
+      setTimeout(() => end(req, res), 20);
+    });
+    const stream = session.request({ ':path': '/' }).on('error', () => {});
+    stream.resume();
+    await new Promise((resolve) => stream.once('close', resolve));
+    expect(await events(1)).toEqual([cut(200)]);
+    session.destroy();
+  });
+
+  it('before its headers is a 500', async () => {
+    const port = await listen((_req, res) => res.destroy());
+    const { socket } = await open(port, get());
+    await once(socket, 'close');
+    expect(await events(1)).toEqual([cut(500)]);
+    const session = await listen2((_req, res) => res.destroy());
+    const stream = session.request({ ':path': '/' }).on('error', () => {});
+    stream.resume();
+    await new Promise((resolve) => stream.once('close', resolve));
+    expect(await events(2)).toEqual([cut(500), cut(500)]);
+    session.destroy();
+  });
+
+  it('takes along what is pipelined behind it', async () => {
+    const port = await listen((req, res) => {
+      if (req.url === '/first') setTimeout(() => res.destroy(), 20);
+      else res.end('ok');
+    });
+    const { socket } = await open(port, get('/first') + get('/second'));
+    await once(socket, 'close');
+    expect((await events(2)).map(({ outcome }) => outcome)).toEqual(['server_error', 'server_error']);
+  });
+
+  it.each([
+    ['ends', (socket: Socket) => socket.end()],
+    ['destroys its socket', (socket: Socket) => socket.destroy()],
+    ['resets its socket', (socket: Socket) => socket.resetAndDestroy()],
+  ])('is not what a client is that %s, although the handler then destroys the response', async (_name, leave) => {
+    for (const post of [false, true]) {
+      const port = await listen((req, res) => {
+        req.on('error', () => {});
+        req.on('aborted', () => res.destroy(failed));
+        res.write('data: 1\n\n');
+      });
+      const head = post ? 'POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\npart' : get();
+      const { socket, received } = await open(port, head);
+      await vi.waitFor(() => expect(received()).toContain('data: 1'));
+      leave(socket);
+      expect((await events(post ? 2 : 1)).at(-1)).toEqual(aborted(200));
+      server.close();
+    }
+  });
+
+  it.each([
+    ['resets the stream without a code', (stream: http2.ClientHttp2Stream) => void stream.close()],
+    ['destroys the stream', (stream: http2.ClientHttp2Stream) => void stream.destroy()],
+    ['destroys the session', ({ session }: http2.ClientHttp2Stream) => session?.destroy()],
+  ])('is not what a client over HTTP/2 is that %s', async (_name, leave) => {
+    const session = await listen2((_req, res) => {
+      res.write('x');
+    });
+    const stream = session.request({ ':path': '/' }).on('error', () => {});
+    await once(stream, 'data');
+    leave(stream);
+    expect(await events(1)).toEqual([aborted(200)]);
+    session.destroy();
+  });
+
+  it('is not what a client over HTTP/2 is whose socket is reset', async () => {
+    let client: Socket | undefined;
+    const session = await listen2((_req, res) => {
+      res.write('x');
+    });
+    session.destroy();
+    const { port } = server.address() as AddressInfo;
+    const raw = http2.connect(`http://127.0.0.1:${port}`, {
+      createConnection: () => {
+        client = connect(port, '127.0.0.1');
+        return client;
+      },
+    });
+    raw.on('error', () => {});
+    const stream = raw.request({ ':path': '/' }).on('error', () => {});
+    await once(stream, 'data');
+    client?.resetAndDestroy();
+    expect(await events(1)).toEqual([aborted(200)]);
+    raw.destroy();
   });
 });
 
