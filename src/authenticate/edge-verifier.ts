@@ -186,6 +186,7 @@ export function edgeVerifier(options: EdgeVerifierOptions): Verifier {
 
   return {
     name,
+    ignoresSignal: true,
     dependsOnRequest: true,
     // A wrong signature is a bad credential, not an absent one.
     accepts: ({ req }) => edge.standing(req) !== 'unsigned',

@@ -134,6 +134,7 @@ export function introspectionVerifier(options: IntrospectionVerifierOptions): Ve
 
   return {
     name,
+    ignoresSignal: true,
     catchAll: true,
     accepts: ({ scheme, token }) => (scheme === 'bearer' || scheme === 'custom') && token !== undefined,
     async verify({ token = '' }): Promise<VerifiedResult> {

@@ -74,6 +74,7 @@ export function jwtVerifier(
 
   return {
     name,
+    ignoresSignal: true,
     revocations,
     ...(listed === undefined ? {} : { issuers: Object.freeze(listed) }),
     accepts({ scheme, token }) {

@@ -26,6 +26,7 @@ export function opaqueTokenVerifier(given: OpaqueTokenVerifierOptions): Verifier
   const prefix = `${registry.prefix}_`;
   return {
     name,
+    ignoresSignal: true,
     revocations: registry.revocations,
     accepts: ({ scheme, token }) =>
       (scheme === 'bearer' || scheme === 'custom') && token !== undefined && token.startsWith(prefix),

@@ -65,6 +65,7 @@ export function staticTokenVerifier(given: StaticTokenVerifierOptions): Verifier
 
   return {
     name,
+    ignoresSignal: true,
     accepts: ({ scheme, token }) =>
       (scheme === 'bearer' || scheme === 'custom') && token !== undefined && identityOf(token) !== undefined,
     verify({ token = '' }) {

@@ -5,7 +5,7 @@ import { createIdentity, type IdentityInput } from '../identity/create-identity.
 import type { Attribution } from '../request/request-state.js';
 import type { Revocations } from '../revocation/revocations.js';
 import type { Clock } from '../runtime/clock.js';
-import { DeadlineError, withDeadline } from '../runtime/deadline.js';
+import { DeadlineError, settledWithin, withDeadline } from '../runtime/deadline.js';
 import { READY_WAIT_MS } from '../runtime/lifecycle.js';
 import type { Presented, Verified, VerifiedResult, Verifier } from './verifier.js';
 
@@ -42,6 +42,7 @@ export class VerifierChain {
   readonly #sources: ReadonlyMap<Verifier, readonly Revocations[]>;
   readonly #precedents: ReadonlyMap<Verifier, readonly Verifier[]>;
   readonly #clock: Clock;
+  readonly #neverAborts = new AbortController().signal;
 
   constructor(verifiers: readonly Verifier[], revocations: Revocations | undefined, clock: Clock) {
     this.#verifiers = verifiers;
@@ -92,19 +93,21 @@ export class VerifierChain {
     const sources = this.#sources.get(verifier) as readonly Revocations[];
     // Read before the verifier begins: what is revoked while it works is then seen as newer than the decision.
     const versions = sources.map((source) => source.version);
-    const controller = new AbortController();
+    const controller = verifier.ignoresSignal === true ? undefined : new AbortController();
     let verified: Verified | Promise<Verified>;
     try {
-      verified = verifier.verify(presented, controller.signal);
+      verified = verifier.verify(presented, controller?.signal ?? this.#neverAborts);
     } catch (cause) {
       throw this.#refusal(verifier, cause);
     }
     if (!isPromise(verified)) return this.#settle(verifier, presented, verified, sources, versions, attempt);
-    const answer = verified;
-    return withDeadline(VERIFY_TIMEOUT_MS, () => answer, undefined, controller).then(
+    return settledWithin(
+      VERIFY_TIMEOUT_MS,
+      verified,
       (value) => this.#settle(verifier, presented, value, sources, versions, attempt),
       (cause) => {
-        throw this.#refusal(verifier, cause);
+        if (cause instanceof DeadlineError) controller?.abort(cause);
+        return this.#refusal(verifier, cause);
       },
     );
   }

@@ -47,6 +47,11 @@ export interface Verifier {
    * @throws AccessError when the credential is bad. Anything else that it throws is answered with 503.
    */
   verify(presented: Presented, signal: AbortSignal): Verified | Promise<Verified>;
+  /**
+   * `verify` has no use for the signal, and is given one that never aborts: making one costs more than many a verification.
+   * It has the same time as any other.
+   */
+  readonly ignoresSignal?: true;
   /** Takes whatever nobody else does; it must be the last of the chain. */
   readonly catchAll?: true;
   /** `accepts` looks at more than the credential (the peer, other headers): it is asked even for known credentials. */

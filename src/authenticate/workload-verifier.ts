@@ -63,6 +63,7 @@ export function workloadVerifier(
 
   return {
     name,
+    ignoresSignal: true,
     issuers: Object.freeze([...issuers.listed]),
     revocations,
     accepts: ({ scheme, token }) =>

@@ -1,5 +1,6 @@
-import { createHmac, createSecretKey, type KeyObject, timingSafeEqual } from 'node:crypto';
+import { randomBytes, timingSafeEqual } from 'node:crypto';
 import type { OptionsParser } from '../errors/options-parser.js';
+import { MacKey } from './mac-key.js';
 import type { TokenParts } from './token-format.js';
 
 /** A secret that is mixed into every stored token, so that a copy of the store alone is of no use. */
@@ -20,18 +21,21 @@ export interface Peppers {
 const MIN_BYTES = 32;
 /** A random secret of 32 hexadecimal digits has fewer different bytes than this once in about 10^8. */
 const MIN_DIFFERENT_BYTES = 8;
+/** Between neighbouring bytes: the alphabet and the bytes from 0 have one or two, 32 random hexadecimal digits more than ten. */
+const MIN_DIFFERENT_STEPS = 5;
 /** What stands in templates and tutorials, without its punctuation. */
 const PLACEHOLDER =
   /change(me|this|it)|placeholder|replace(me|this)|your(pepper|secret|key)|(secret|pepper|key)here|(super|top|my|not|default|dummy)a?secret|password|example|letmein/;
 const FORM = 'v1';
-const MAC_BYTES = 32;
+/** HMAC-SHA-256 as base64url. */
+const MAC_LENGTH = 43;
 
 /** The peppers that tokens are stored with. Secrets never leave it. */
 export class PepperRing {
   readonly currentId: string;
-  readonly #keys = new Map<string, KeyObject>();
+  readonly #keys = new Map<string, MacKey>();
   /** For tokens that do not exist, so that an answer takes the same time. */
-  readonly #dummy: KeyObject;
+  readonly #dummy = new MacKey(randomBytes(MIN_BYTES));
 
   /** Notes every problem of the options; usable only if there are none. */
   constructor(given: Peppers, parser: OptionsParser) {
@@ -52,13 +56,12 @@ export class PepperRing {
       const text = Buffer.from(bytes).toString('base64');
       parser.check(!secrets.has(text), `${where}.secret is that of another pepper`);
       secrets.add(text);
-      if (bytes.length > 0) this.#keys.set(id, createSecretKey(bytes));
+      this.#keys.set(id, new MacKey(bytes));
     };
     add('peppers.current', current);
     if (previous !== undefined && !Array.isArray(previous)) parser.problem('peppers.previous must be an array');
     else for (const [index, pepper] of (previous ?? []).entries()) add(`peppers.previous[${index}]`, pepper);
     this.currentId = (current as Pepper | undefined)?.id ?? '';
-    this.#dummy = this.#keys.get(this.currentId) ?? createSecretKey(Buffer.alloc(MIN_BYTES, 1));
   }
 
   /** The ids of the peppers that are in use, the current one first. */
@@ -73,8 +76,7 @@ export class PepperRing {
 
   /** What is stored of a token, under the current pepper. Undefined when that was dropped. */
   mac(parts: TokenParts): string | undefined {
-    const key = this.#keys.get(this.currentId);
-    return key && macOf(key, parts).toString('base64url');
+    return this.#keys.get(this.currentId)?.of(inputOf(parts));
   }
 
   /**
@@ -83,24 +85,33 @@ export class PepperRing {
    */
   verifies(parts: TokenParts, stored: { readonly pepperId: string; readonly mac: string } | undefined): boolean {
     const key = stored === undefined ? undefined : this.#keys.get(stored.pepperId);
-    const expected = Buffer.alloc(MAC_BYTES);
-    const written = stored === undefined ? 0 : expected.write(stored.mac, 'base64url');
-    const same = timingSafeEqual(macOf(key ?? this.#dummy, parts), expected);
-    return same && key !== undefined && written === MAC_BYTES;
+    const same = isSame((key ?? this.#dummy).of(inputOf(parts)), stored?.mac ?? '');
+    return same && key !== undefined;
   }
 }
 
-/** HMAC-SHA-256 over the parts, each with its length in front, so that no two tokens give the same bytes. */
-function macOf(key: KeyObject, { prefix, kind, env, id, secret }: TokenParts): Buffer {
-  const parts = [FORM, prefix, kind, env, id, secret];
-  let input = '';
-  for (const part of parts) input += `${part.length}:${part}`;
-  return createHmac('sha256', key).update(input).digest();
+/** The parts, each with its length in front, so that no two tokens give the same bytes. */
+function inputOf({ prefix, kind, env, id, secret }: TokenParts): string {
+  return (
+    `${FORM.length}:${FORM}${prefix.length}:${prefix}${kind.length}:${kind}` +
+    `${env.length}:${env}${id.length}:${id}${secret.length}:${secret}`
+  );
+}
+
+/** In constant time, whatever stands in the store. */
+function isSame(mac: string, stored: string): boolean {
+  const expected = Buffer.allocUnsafe(MAC_LENGTH);
+  const found = Buffer.alloc(MAC_LENGTH);
+  expected.write(mac, 'latin1');
+  found.write(stored, 'latin1');
+  return timingSafeEqual(expected, found) && stored.length === MAC_LENGTH;
 }
 
 function weaknessOf(secret: Uint8Array): string | undefined {
   if (secret.length < MIN_BYTES) return `must have at least ${MIN_BYTES} random bytes`;
   if (new Set(secret).size < MIN_DIFFERENT_BYTES || isRepetition(secret)) return 'repeats itself: it must be random';
+  const steps = new Set(secret.subarray(1).map((byte, index) => byte - (secret[index] as number)));
+  if (steps.size < MIN_DIFFERENT_STEPS) return 'is a sequence: it must be random';
   const words = Buffer.from(secret)
     .toString('latin1')
     .toLowerCase()

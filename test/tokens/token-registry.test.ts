@@ -1,3 +1,4 @@
+import { createHmac, randomBytes } from 'node:crypto';
 import { inspect } from 'node:util';
 import fc from 'fast-check';
 import { createTokenRegistry, memoryTokenStore, type RegistryError, type TokenInput } from 'tollkeeper';
@@ -45,6 +46,8 @@ describe('createTokenRegistry', () => {
     ['another placeholder', 'your_secret_here_0123456789_abcdefgh'],
     ['a third', 'THIS IS AN EXAMPLE pepper, at least 32'],
     ['a password', 'my-Pass.word-is-9f8e7d6c5b4a39281706'],
+    ['the bytes from 0', Uint8Array.from({ length: 32 }, (_, index) => index)],
+    ['the alphabet', 'abcdefghijklmnopqrstuvwxyz0123456789'],
     ['empty', ''],
     ['a number', 5],
     ['absent', undefined],
@@ -217,6 +220,27 @@ describe('clients', () => {
 });
 
 describe('tokens', () => {
+  it.each([32, 64, 65, 200])(
+    'are stored as the HMAC-SHA-256 of their parts under a pepper of %s bytes',
+    async (size) => {
+      const secret = randomBytes(size);
+      const { store, registry, client } = await issuedApp({ peppers: { current: { id: 'p1', secret } } });
+      const before = Buffer.from(secret);
+      const issued = [];
+      for (const kind of ['sk', 'rk'] as const) {
+        issued.push(await registry.issueToken({ clientId: client.id, scopes: [], kind, env: 'test' }));
+      }
+      secret.fill(0);
+      for (const { token, record } of issued) {
+        const parts = ['v1', 'acme', record.kind, 'test', record.id, token.slice(30, 73)];
+        const input = parts.map((part) => `${part.length}:${part}`).join('');
+        const [found] = await store.getTokens([record.id]);
+        expect(found?.token.mac).toBe(createHmac('sha256', before).update(input).digest('base64url'));
+        expect(await registry.resolveToken(token)).toMatchObject({ active: true });
+      }
+    },
+  );
+
   it('are issued once in the clear, with a record that holds no secret', async () => {
     const clock = manualClock(START * 1_000);
     const { registry, client, token, record } = await issuedApp(
