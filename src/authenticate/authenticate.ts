@@ -1,7 +1,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
-import { parseAuthorization, repeatsAuthorization } from '../http/authorization.js';
+import { isRepeated, parseAuthorization, repeatsAuthorization } from '../http/authorization.js';
 import { isChallengeText } from '../http/challenge.js';
 import type { Middleware, Next } from '../http/middleware.js';
 import { orderError } from '../request/gate.js';
@@ -36,7 +36,7 @@ export interface AuthenticateOptions {
   readonly cache?: CacheOptions | false;
   /**
    * Where the credential stands, if not in `Authorization`: `(req) => req.headers['x-api-key']`. Synchronous; undefined
-   * when none was shown. Another kind of value is answered with 400, a throw with 503.
+   * when none was shown. Another kind of value is answered with 400, and so is a header that is there twice; a throw with 503.
    */
   readonly extractToken?: (req: IncomingMessage) => string | undefined;
   /** Longest credential that is looked at, in bytes. Default 16384. Node itself answers 431 unless `maxHeaderSize` is raised. */
@@ -126,6 +126,9 @@ export function authenticate(options: AuthenticateOptions): Middleware {
     if (extracted !== undefined && (typeof extracted !== 'string' || extracted === '')) {
       throw new AccessError('invalid_request', { reason: 'extractToken found something that is no credential' });
     }
+    if (extracted !== undefined && isRepeated(extracted, req)) {
+      throw new AccessError('invalid_request', { reason: 'the header of the credential is there more than once' });
+    }
     return extracted;
   }
 
@@ -172,17 +175,20 @@ export function authenticate(options: AuthenticateOptions): Middleware {
       remember(credential, decision);
       return decision;
     }
-    const shared = decision.then((decided) => {
-      remember(credential, decided);
-      return decided;
-    });
     // One that another verifier is at, for another request, keeps its place: nobody else is to join this one then.
-    if (flight !== undefined) return shared;
-    flights.set(credential, { verifier, decision: shared });
-    const landed = (): void => {
-      flights.delete(credential);
-    };
-    shared.then(landed, landed);
+    const alone = flight !== undefined;
+    const shared = decision.then(
+      (decided) => {
+        if (!alone) flights.delete(credential);
+        remember(credential, decided);
+        return decided;
+      },
+      (error) => {
+        if (!alone) flights.delete(credential);
+        throw error;
+      },
+    );
+    if (!alone) flights.set(credential, { verifier, decision: shared });
     return shared;
   }
 
@@ -224,13 +230,31 @@ export function authenticate(options: AuthenticateOptions): Middleware {
       if (isPromise(checked)) {
         const checking = checked;
         withDeadline(VERIFY_TIMEOUT_MS, () => checking).then(
-          () => attach(decision, req, res, next),
+          () => {
+            const refusal = refusalSince(decision);
+            if (refusal === undefined) attach(decision, req, res, next);
+            else refuse(req, res, next, refusal, 'verifier_unavailable', settings);
+          },
           (error) => refuse(req, res, next, error, 'verifier_unavailable', settings),
         );
         return;
       }
     }
     attach(decision, req, res, next);
+  }
+
+  /**
+   * What was revoked or changed while the request was being checked holds. A change is not verified anew: what was
+   * checked, a proof that is good once perhaps, cannot be shown again.
+   */
+  function refusalSince(decision: Decision): AccessError | undefined {
+    if (decision.identity === undefined) return undefined;
+    const answer = checkRevocations(decision);
+    if (answer === 'live') return undefined;
+    if (answer === 'revoked') return revoked();
+    if (answer === 'unknown') return stale();
+    const reason = 'what the decision was made from changed while the request was being checked';
+    return new AccessError('verifier_unavailable', { reason, retryAfterSeconds: 1 });
   }
 
   function attach({ identity, attribution }: Decision, req: IncomingMessage, res: ServerResponse, next: Next): void {

@@ -3,13 +3,13 @@ import type { Decision } from './verifier-chain.js';
 
 /** How many characters of a credential's end are hashed: a signature's or a secret's, which differ between any two. */
 const KEY_LENGTH = 43;
-/** Bytes that an entry takes beside its credential: the identity, its claims and the bookkeeping. */
-const ENTRY_BYTES = 2_048;
+/** Bytes that an entry takes beside its credential and the values of its identity: bookkeeping. */
+const ENTRY_BYTES = 512;
 
 export interface CacheOptions {
   /** Entries at most. Default 50,000. */
   readonly maxEntries?: number;
-  /** Bytes at most, estimated from the credentials' lengths. Default 128 MiB. */
+  /** Bytes at most, estimated from the lengths of the credentials and of all that stands in their identities. Default 128 MiB. */
   readonly maxBytes?: number;
   /** Seconds that a decision may be reused at most. Default 60. */
   readonly ttlSeconds?: number;
@@ -28,7 +28,7 @@ export class CredentialCache {
     this.#entries = new LRUCache({
       max: maxEntries,
       maxSize: maxBytes,
-      sizeCalculation: (entry) => entry.credential.length * 2 + ENTRY_BYTES,
+      sizeCalculation: ({ credential, decision }) => ENTRY_BYTES + bytesOf(credential) + bytesOf(decision.identity),
     });
   }
 
@@ -61,4 +61,17 @@ interface CacheEntry {
 
 function keyOf(credential: string): string {
   return credential.slice(-KEY_LENGTH);
+}
+
+/** About how many bytes of memory plain data takes, rather more than less: a character may take two. */
+function bytesOf(value: unknown): number {
+  if (typeof value === 'string') return 24 + value.length * 2;
+  if (typeof value !== 'object' || value === null) return 16;
+  let bytes = 64;
+  if (Symbol.iterator in value) {
+    for (const item of value as Iterable<unknown>) bytes += 32 + bytesOf(item);
+  } else {
+    for (const [name, item] of Object.entries(value)) bytes += 32 + name.length * 2 + bytesOf(item);
+  }
+  return bytes;
 }

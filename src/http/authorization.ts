@@ -1,3 +1,5 @@
+import type { IncomingMessage } from 'node:http';
+
 /** An `Authorization` header, taken apart (RFC 9110 §11.4). */
 export interface Authorization {
   /** Lower-case: schemes are case-insensitive. */
@@ -28,4 +30,19 @@ export function repeatsAuthorization(rawHeaders: readonly string[]): boolean {
     seen = true;
   }
   return false;
+}
+
+/** Whether a credential was found in a header that is there more than once: Node joins the values of most, and hides some. */
+export function isRepeated(credential: string, { headers, rawHeaders }: IncomingMessage): boolean {
+  if (headers.authorization?.includes(credential) === true && repeatsAuthorization(rawHeaders)) return true;
+  if (!credential.includes(', ')) return false;
+  const values = new Map<string, string[]>();
+  for (let index = 0; index < rawHeaders.length; index += 2) {
+    const name = (rawHeaders[index] as string).toLowerCase();
+    const value = rawHeaders[index + 1] as string;
+    const known = values.get(name);
+    if (known === undefined) values.set(name, [value]);
+    else known.push(value);
+  }
+  return [...values.values()].some((all) => all.length > 1 && all.join(', ').includes(credential));
 }

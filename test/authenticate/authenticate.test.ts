@@ -298,6 +298,31 @@ describe('authenticate', () => {
     }
   });
 
+  it('refuses a header that is there more than once, wherever extractToken looks', async () => {
+    const app = express().use(
+      authenticate({
+        verifiers: [tokenVerifier()],
+        extractToken: ({ headers }) => (headers['x-api-key'] as string) ?? headers.authorization?.replace('Key ', ''),
+      }),
+      (_req, res) => res.end('in'),
+    );
+    const served = await serve(app);
+    open.push(served);
+    const twice = [
+      ['X-Api-Key: t-ann', 'X-API-KEY: t-bob'],
+      ['x-api-key: t-ann', 'x-api-key: t-ann'],
+      ['Authorization: Key t-ann', 'authorization: Key t-bob'],
+    ];
+    for (const headers of twice) {
+      const answer = await rawGet(served.port, headers);
+      expect(answer).toMatch(/^HTTP\/1.1 400 /);
+      expect(answer).toContain('"code":"invalid_request"');
+    }
+    // One header with a comma in it is one credential.
+    expect(await rawGet(served.port, ['X-Api-Key: t-ann, t-bob', 'Accept: a', 'Accept: b'])).toMatch(/^HTTP\/1.1 200 /);
+    expect(await rawGet(served.port, ['Authorization: Key t-ann'])).toMatch(/^HTTP\/1.1 200 /);
+  });
+
   it('attaches a second credential beside the first: a bad one is 401, an absent one no elevation', async () => {
     const app = express();
     const workload = authenticate({
@@ -461,7 +486,7 @@ describe('authenticate', () => {
 
     it.each([
       ['entries', { maxEntries: 3 }],
-      ['bytes', { maxBytes: 3 * 2_100 }],
+      ['bytes', { maxBytes: 5_600 }],
     ])('is bounded by %s: the least recently used goes first', (_name, cache) => {
       const verifier = tokenVerifier();
       const middleware = authenticate({ verifiers: [verifier], cache });
@@ -477,6 +502,29 @@ describe('authenticate', () => {
       expect(verifier.calls).toBe(4);
       ask('b');
       expect(verifier.calls).toBe(5);
+    });
+
+    it('counts what stands in the identities against its bytes', () => {
+      const calls = new Map<string, number>();
+      const verifier = tokenVerifier({
+        verify: ({ token = '' }) => {
+          calls.set(token, (calls.get(token) ?? 0) + 1);
+          const claims = { roles: Array.from({ length: 500 }, (_, index) => ({ role: `${token}-${index}` })) };
+          return { subject: { kind: 'user', id: 'u' }, authId: 'k', claims };
+        },
+      });
+      const middleware = authenticate({ verifiers: [verifier], cache: { maxBytes: 1_000_000 } });
+      const ask = (name: string) =>
+        middleware(
+          fakeRequest(`Bearer t-${name}`),
+          fakeResponse(() => {}),
+          () => {},
+        );
+      // Each identity takes more than 50 kB: a hundred of them would be five times what is allowed.
+      for (let round = 0; round < 2; round++) for (let index = 0; index < 100; index++) ask(String(index));
+      expect([...calls.values()].every((count) => count === 2)).toBe(true);
+      ask('99');
+      expect(calls.get('t-99')).toBe(2);
     });
 
     it('asks an earlier verifier that looks at the request, also about a known credential', async () => {

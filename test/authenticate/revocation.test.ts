@@ -184,4 +184,30 @@ describe('authenticate with revocations', () => {
     expect([res.status, res.body.code]).toEqual([503, 'verifier_unavailable']);
     expect(verifier.calls).toBe(4);
   });
+
+  it.each<[ReturnType<Revocations['check']>, number, string | undefined]>([
+    ['revoked', 401, 'invalid_token'],
+    ['changed', 503, 'verifier_unavailable'],
+    ['unknown', 503, 'revocation_stale'],
+    ['live', 200, undefined],
+  ])('asks again after a checkRequest that took its time: %s is %s', async (answer, status, code) => {
+    const revocations = stubRevocations();
+    let proofs = 0;
+    const { ask } = appWith(revocations, {
+      verify: ({ token = '' }) => ({
+        identity: { subject: { kind: 'user', id: 'u' }, authId: 'k', tokenId: token },
+        async checkRequest() {
+          proofs += 1;
+          await new Promise((resolve) => setTimeout(resolve, 5));
+          if (proofs % 2 === 0) revocations.say('t1', answer);
+        },
+      }),
+    });
+    expect((await ask()).status).toBe(200);
+    const res = await ask();
+    expect([res.status, res.body.code]).toEqual([status, code]);
+    if (status === 503) expect(Number(res.headers['retry-after'])).toBeGreaterThan(0);
+    // A proof may be good once: it is not shown again.
+    expect(proofs).toBe(2);
+  });
 });
