@@ -101,7 +101,7 @@ class StoredRegistry implements TokenRegistry {
     this.#clock = clock;
     this.#random = random;
     this.#lastUsed = new LastUsed(store);
-    this.#resolver = new TokenResolver(prefix, store, this.#peppers, this.#lastUsed, clock);
+    this.#resolver = new TokenResolver(prefix, store, this.#peppers, this.#lastUsed, this.revocations, clock);
   }
 
   async ready(signal?: AbortSignal): Promise<void> {
@@ -283,7 +283,9 @@ class StoredRegistry implements TokenRegistry {
   }
 
   #issuingSecond({ clientId, subject }: Pick<StoredToken, 'clientId' | 'subject'>, tenant: string | undefined) {
-    const holder = { clientId, subject, authId: clientId, ...(tenant === undefined ? {} : { tenant }) };
+    const keyId = this.#peppers.currentId;
+    if (!this.#peppers.ids.includes(keyId)) throw pepperDropped();
+    const holder = { clientId, subject, authId: clientId, keyId, ...(tenant === undefined ? {} : { tenant }) };
     return pastWatermarks(this.revocations, this.#clock, holder);
   }
 
@@ -322,12 +324,16 @@ class StoredRegistry implements TokenRegistry {
   #mint(second: number, kind: StoredToken['kind'], env: StoredToken['env'], fieldsOf: (id: string) => object) {
     const parts = mintToken(this.prefix, kind, env, this.#random);
     const mac = this.#peppers.mac(parts);
-    if (mac === undefined) throw new RegistryError('conflict', ['the current pepper was dropped: configure a new one']);
+    if (mac === undefined) throw pepperDropped();
     const { currentId } = this.#peppers;
     const fixed = { id: parts.id, version: 1, prefix: this.prefix, kind, env, pepperId: currentId, mac };
     const dated = { ...fixed, createdAt: second, updatedAt: second };
     return { token: formatToken(parts), stored: changedRecord<object>(dated, fieldsOf(parts.id)) as StoredToken };
   }
+}
+
+function pepperDropped(): RegistryError {
+  return new RegistryError('conflict', ['the current pepper was dropped: configure a new one']);
 }
 
 /** What a rotated token takes along. */

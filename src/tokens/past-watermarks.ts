@@ -22,5 +22,5 @@ export async function pastWatermarks(revocations: Revocations, clock: Clock, hol
     if (revocations.check(createIdentity({ ...holder, issuedAt }, 'opaque')) !== 'revoked') return issuedAt;
     await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
   }
-  throw new RegistryError('conflict', ['the client, its tenant or its subject is revoked']);
+  throw new RegistryError('conflict', ['the client, its tenant, its subject or the current pepper is revoked']);
 }

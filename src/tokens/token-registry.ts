@@ -134,7 +134,7 @@ export interface TokenRegistry extends Lifecycle {
   pepperReport(): Promise<readonly PepperCount[]>;
   /**
    * For emergencies: everything that is stored with a pepper dies at once, here and in every process that shares the
-   * store and the revocations, and stays dead.
+   * store and the revocations, and stays dead. What had moved to another pepper by then lives on.
    */
   dropPepper(id: string): Promise<{ readonly revoked: number }>;
 }

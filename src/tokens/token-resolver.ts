@@ -1,4 +1,5 @@
-import type { IdentityInput } from '../identity/create-identity.js';
+import { createIdentity, type IdentityInput } from '../identity/create-identity.js';
+import type { Revocations } from '../revocation/revocations.js';
 import type { Clock } from '../runtime/clock.js';
 import type { LastUsed } from './last-used.js';
 import type { PepperRing } from './pepper-ring.js';
@@ -34,16 +35,25 @@ export class TokenResolver {
   readonly #store: TokenStore;
   readonly #peppers: PepperRing;
   readonly #lastUsed: LastUsed;
+  readonly #revocations: Revocations;
   readonly #clock: Clock;
   readonly #reader: TokenReader;
   /** Tokens that are being moved to the current pepper. */
   readonly #moving = new Set<string>();
 
-  constructor(prefix: string, store: TokenStore, peppers: PepperRing, lastUsed: LastUsed, clock: Clock) {
+  constructor(
+    prefix: string,
+    store: TokenStore,
+    peppers: PepperRing,
+    lastUsed: LastUsed,
+    revocations: Revocations,
+    clock: Clock,
+  ) {
     this.#prefix = prefix;
     this.#store = store;
     this.#peppers = peppers;
     this.#lastUsed = lastUsed;
+    this.#revocations = revocations;
     this.#clock = clock;
     this.#reader = new TokenReader(store);
   }
@@ -52,7 +62,7 @@ export class TokenResolver {
   resolve(token: string): TokenAnswer | Promise<TokenAnswer> {
     const parts = parseToken(this.#prefix, token);
     if (parts === undefined) return MALFORMED;
-    return this.#reader.get(parts.id).then((found) => this.#answer(parts, found));
+    return this.#reader.get(parts.id, (found) => this.#answer(parts, found));
   }
 
   #answer(parts: TokenParts, found: TokenLookup | undefined): TokenAnswer {
@@ -66,7 +76,8 @@ export class TokenResolver {
     this.#lastUsed.note(token.id, token.lastUsedAt, Math.floor(now));
     const identity = identityOf(token, client);
     if (token.pepperId === this.#peppers.currentId) return { active: true, identity };
-    void this.#move(parts, token);
+    // What is denied stays where it is: under another pepper it would outlive the denial of its own.
+    if (this.#revocations.check(createIdentity(identity, 'opaque')) === 'live') void this.#move(parts, token);
     return { active: true, identity, cacheSeconds: MOVING_CACHE_SECONDS };
   }
 

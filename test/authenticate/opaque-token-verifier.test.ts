@@ -5,6 +5,7 @@ import {
   authenticate,
   createRevocations,
   createTokenRegistry,
+  memoryRevocationStore,
   memoryTokenStore,
   opaqueTokenVerifier,
   type RegistryError,
@@ -13,7 +14,7 @@ import {
   type TokenStore,
 } from 'tollkeeper';
 import { manualClock } from 'tollkeeper/testing';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { frameworks } from '../support/frameworks.js';
 import { rawGet, withoutDate } from '../support/raw-request.js';
 import { serve } from '../support/serve.js';
@@ -295,6 +296,41 @@ describe('opaqueTokenVerifier', () => {
     expect(slow.lookups).toBe(5);
   });
 
+  it('gives up after five seconds what a store does not answer, and leaves no queue behind', async () => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'setImmediate'] });
+    try {
+      const inner = memoryTokenStore();
+      let hangs = false;
+      const app = registryApp({
+        store: { ...inner, getTokens: (ids) => (hangs ? new Promise<never>(() => {}) : inner.getTokens(ids)) },
+      });
+      const client = await app.registry.createClient({ name: 'c' });
+      const tokens: string[] = [];
+      for (let index = 0; index < 3_000; index++) {
+        tokens.push((await app.registry.issueToken({ clientId: client.id, scopes: [] })).token);
+      }
+      hangs = true;
+      app.asked.length = 0;
+      const answers: (Promise<unknown> | undefined)[] = [];
+      for (const token of tokens) {
+        answers.push(Promise.resolve(app.registry.resolveToken(token)).catch((error: Error) => error.name));
+        if (answers.length % 100 === 0) await vi.advanceTimersByTimeAsync(1);
+      }
+      await vi.advanceTimersByTimeAsync(3_500);
+      expect(await Promise.race([...answers, 'none'])).toBe('none');
+      await vi.advanceTimersByTimeAsync(1_500);
+      expect(new Set(await Promise.all(answers))).toEqual(new Set(['DeadlineError']));
+      // Whoever comes now waits for nobody who has been answered: those were never asked about.
+      hangs = false;
+      expect(app.asked).toHaveLength(4);
+      expect(await app.registry.resolveToken(tokens[0] as string)).toMatchObject({ active: true });
+      expect(app.asked).toHaveLength(5);
+      expect(vi.getTimerCount()).toBeLessThanOrEqual(2);
+    } finally {
+      vi.useRealTimers();
+    }
+  });
+
   it('notes the last use once a minute, in batches, off the path', async () => {
     const clock = manualClock(START * 1_000);
     const inner = memoryTokenStore();
@@ -480,7 +516,10 @@ describe('a watermark', () => {
   it('that has no end refuses to issue', async () => {
     const { registry, client, record } = await issuedApp();
     await registry.revocations.revoke({ tenant: 'acme-inc' }, { before: Number.POSITIVE_INFINITY });
-    const refused = { code: 'conflict', problems: ['the client, its tenant or its subject is revoked'] };
+    const refused = {
+      code: 'conflict',
+      problems: ['the client, its tenant, its subject or the current pepper is revoked'],
+    };
     const both = await Promise.allSettled([
       registry.issueToken({ clientId: client.id, scopes: [] }),
       registry.rotateToken(record.id),
@@ -578,6 +617,32 @@ describe('peppers', () => {
       problems: ['the current pepper was dropped: configure a new one'],
     });
     expect(await registry.pepperReport()).toEqual([]);
+  });
+
+  it('that another process has dropped are left as they are here: no token moves away from its death, and none is issued', async () => {
+    const inner = memoryTokenStore();
+    const before = await issuedApp({ store: inner });
+    const revocations = createRevocations({ store: memoryRevocationStore() });
+    let updates = 0;
+    const store: TokenStore = {
+      ...inner,
+      updateToken(token) {
+        updates += 1;
+        return inner.updateToken(token);
+      },
+    };
+    const { ask, registry } = registryApp({ store, revocations, peppers: { current: other, previous: [pepper] } });
+    // The other process has announced it, and has not reached the store yet.
+    await revocations.revoke({ keyId: 'p1' });
+    expect((await ask(before.token)).status).toBe(401);
+    await sleep(5);
+    expect(updates).toBe(0);
+    expect(await registry.getToken(before.record.id)).toMatchObject({ pepperId: 'p1' });
+    await revocations.revoke({ keyId: 'p2' });
+    await expect(registry.issueToken({ clientId: before.client.id, scopes: [] })).rejects.toMatchObject({
+      code: 'conflict',
+    });
+    expect((await registry.listTokens()).items).toHaveLength(1);
   });
 
   it('keep a copy of the store alone from being of use: it holds no raw token and no pepper', async () => {
