@@ -405,6 +405,8 @@ describe('adminRouter', () => {
     ];
     await fc.assert(
       fc.asyncProperty(body, fc.constantFrom(...paths), async (sent, [method, path]) => {
+        // A larger one is a 413, and its rest may meet a closed connection.
+        fc.pre(JSON.stringify(sent).length <= 262_144);
         expect([200, 201, 400, 404, 409]).toContain((await ask(method, path, JSON.stringify(sent))).status);
       }),
       { numRuns: 150 },

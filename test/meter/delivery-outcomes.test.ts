@@ -86,7 +86,7 @@ describe('delivery', () => {
           ] satisfies Verdict[],
         () => [{ outcome: 'retry' }] satisfies Verdict[],
       ],
-      { limits: { lingerSeconds: 0.05 } },
+      { limits: { lingerSeconds: 30 } },
     );
     open([sink]);
     await record(3);
@@ -117,7 +117,7 @@ describe('delivery', () => {
     ['a rejection without a reason', () => [{ outcome: 'reject' }, delivered]],
     ['no list', () => 'ok'],
   ])('takes a list of verdicts that is %s for a retry of all, and says so', async (_name, answer) => {
-    const { sink, calls } = scripted('s', [answer], { limits: { lingerSeconds: 0.05 } });
+    const { sink, calls } = scripted('s', [answer], { limits: { lingerSeconds: 30 } });
     open([sink]);
     await record(2);
     await pipeline.flush();
@@ -157,7 +157,7 @@ describe('delivery', () => {
     const got: number[] = [];
     const sink: Sink = {
       name: 's',
-      limits: { lingerSeconds: 0.2, maxEvents: 100 },
+      limits: { lingerSeconds: 30, maxEvents: 100 },
       async write(events) {
         poison(events);
         got.push(...events.map(({ seq }) => seq));
