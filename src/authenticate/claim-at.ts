@@ -6,6 +6,11 @@ export function isClaimPath(path: unknown): path is string {
   return typeof path === 'string' && path !== '' && !(path.startsWith('/') && /~(?![01])/.test(path));
 }
 
+/** The JSON Pointer of a claim: of a name as it is of a pointer, so that one claim has one spelling. */
+export function claimPointer(path: string): string {
+  return path.startsWith('/') ? path : `/${path.replaceAll('~', '~0').replaceAll('/', '~1')}`;
+}
+
 /**
  * A reader for a claim's name (`tenant_id`, `https://example.com/tenant`) or a JSON Pointer into the claims
  * (`/realm_access/roles`, `/kubernetes.io/namespace`). Only own members count.

@@ -14,10 +14,10 @@ const MAX_PATTERN_LENGTH = 512;
 /** A compiled match. */
 export interface ClaimMatcher {
   readonly kind: 'exact' | 'prefix' | 'glob';
-  /** What a value starts with at least; of an exact match the whole value, or nothing where there are several. */
-  readonly literal: string;
-  /** The same for the same match only. */
-  readonly key: string;
+  /** Of an exact match the values that match; else the one text that a value starts with at least. */
+  readonly literals: readonly string[];
+  /** The match as it was written: of a glob the pattern. */
+  readonly text: string;
   /** Only strings match: a claim that is absent or of another type does not. */
   matches(value: unknown): boolean;
 }
@@ -38,7 +38,7 @@ export function compileMatch(given: unknown): ClaimMatcher | string {
         : 'in must be an array of strings that are not empty';
     case 'prefix': {
       if (!isText(operand)) return 'prefix must be a string that is not empty';
-      return matcher('prefix', operand, operand, (value) => value.startsWith(operand));
+      return prefixed(operand);
     }
     case 'glob': {
       if (!isText(operand) || operand.length > MAX_PATTERN_LENGTH) {
@@ -47,29 +47,40 @@ export function compileMatch(given: unknown): ClaimMatcher | string {
       const steps = operand.match(/\*\*|[\s\S]/g) as string[];
       if (!/[*?]/.test(operand)) return oneOf([operand]);
       const literal = operand.slice(0, operand.search(/[*?]/));
-      return matcher('glob', literal, operand, (value) => globMatches(steps, value));
+      if (operand === `${literal}**`) return prefixed(literal);
+      return matcher('glob', [literal], operand, (value) => globMatches(steps, value));
     }
     default:
       return 'must be a string or have exactly one of eq, in, prefix, glob';
   }
 }
 
+/** Whether every value that matches `one` certainly matches `two`. */
+export function covers(two: ClaimMatcher, one: ClaimMatcher): boolean {
+  if (one.kind === 'exact') return one.literals.every((value) => two.matches(value));
+  if (two.kind === 'prefix') return (one.literals[0] as string).startsWith(two.literals[0] as string);
+  return one.kind === two.kind && one.text === two.text;
+}
+
 function oneOf(values: readonly string[]): ClaimMatcher {
   const listed = new Set(values);
-  const literal = listed.size === 1 ? (values[0] as string) : '';
-  return matcher('exact', literal, [...listed].sort().join('\0'), (value) => listed.has(value));
+  return matcher('exact', [...listed], '', (value) => listed.has(value));
+}
+
+function prefixed(text: string): ClaimMatcher {
+  return matcher('prefix', [text], text, (value) => value.startsWith(text));
 }
 
 function matcher(
   kind: ClaimMatcher['kind'],
-  literal: string,
-  detail: string,
+  literals: readonly string[],
+  text: string,
   matches: (value: string) => boolean,
 ): ClaimMatcher {
   return {
     kind,
-    literal,
-    key: `${kind} ${detail}`,
+    literals,
+    text,
     matches: (value) => typeof value === 'string' && value.length <= MAX_VALUE_LENGTH && matches(value),
   };
 }

@@ -2,6 +2,7 @@ import type { OptionsParser } from '../errors/options-parser.js';
 import { canonicalAlgorithm, isHmac, JWT_ALGORITHMS, type JwtAlgorithm } from '../keys/jwt-algorithm.js';
 import { type KeyOptions, parseKeyOptions } from '../keys/key-options.js';
 import type { Lifecycle } from '../runtime/lifecycle.js';
+import { claimPointer, isClaimPath } from './claim-at.js';
 import { invalidToken, peekJwt } from './compact-jwt.js';
 import type { DirectoryContext } from './directory-context.js';
 import { loadKeys, trustIssuer } from './issuer-directory.js';
@@ -19,6 +20,8 @@ export interface WorkloadIssuer {
   readonly keys: KeyOptions;
   /** Default: every asymmetric algorithm, each for the keys that are made for it. */
   readonly algorithms?: readonly JwtAlgorithm[];
+  /** `oidc`: claims beside `sub` that say who a workload is, by name or JSON Pointer, e.g. `['project_id']`. */
+  readonly pins?: readonly string[];
 }
 
 /** A workload's token whose signature and times hold. Whether it is good for anything is up to the policies. */
@@ -44,7 +47,7 @@ export interface ParsedWorkloadIssuers {
   create(policies: readonly CompiledPolicy[], context: DirectoryContext): WorkloadIssuers;
 }
 
-const ISSUER_OPTIONS: readonly (keyof WorkloadIssuer)[] = ['issuer', 'kind', 'keys', 'algorithms'];
+const ISSUER_OPTIONS: readonly (keyof WorkloadIssuer)[] = ['issuer', 'kind', 'keys', 'algorithms', 'pins'];
 const ASYMMETRIC = JWT_ALGORITHMS.filter((name) => !isHmac(name));
 /** Seconds by which a platform's clock may differ. */
 export const WORKLOAD_TOLERANCE_SECONDS = 5;
@@ -65,7 +68,11 @@ export function parseWorkloadIssuers(parser: OptionsParser, where: string, given
     if (!WORKLOAD_KINDS.includes(options.kind))
       parser.problem(`${name}.kind must be one of ${WORKLOAD_KINDS.join(', ')}`);
     if (known.some((other) => other.issuer === issuer)) parser.problem(`${name}.issuer is listed twice`);
-    known.push({ issuer, kind: options.kind });
+    const { pins = [] } = options;
+    const arePaths = Array.isArray(pins) && pins.every(isClaimPath);
+    if (!arePaths) parser.problem(`${name}.pins must be an array of claims' names and JSON Pointers`);
+    else if (pins.length > 0 && options.kind !== 'oidc') parser.problem(`${name}.pins is about the kind oidc`);
+    known.push({ issuer, kind: options.kind, pins: arePaths ? pins.map(claimPointer) : [] });
     const algorithms =
       options.algorithms === undefined ? ASYMMETRIC : parseAlgorithms(parser, `${name}.algorithms`, options.algorithms);
     if (algorithms.some(isHmac)) parser.problem(`${name}.algorithms must be asymmetric: a platform shares no secret`);

@@ -10,8 +10,13 @@ type Matchers = ReadonlyMap<string, ClaimMatcher>;
 
 /** What a kind of platform demands of policies and of tokens. */
 interface KindRules {
-  /** What makes a policy too loose; undefined when it pins down who the workload is. */
-  looseness(match: Matchers): string | undefined;
+  /**
+   * What makes a policy too loose; undefined when it pins down who the workload is.
+   *
+   * @param match by JSON Pointer.
+   * @param pins claims of an `oidc` issuer that say who a workload is.
+   */
+  looseness(match: Matchers, pins: readonly string[]): string | undefined;
   /** What is wrong with a token, whatever the policy says. */
   fault(claims: Claims, podWaived: boolean): string | undefined;
 }
@@ -23,7 +28,7 @@ const ACCOUNT_UID = '/kubernetes.io/serviceaccount/uid';
 const kubernetes: KindRules = {
   looseness(match) {
     const isExact = (path: string): boolean => match.get(path)?.kind === 'exact';
-    if (isExact('sub') || isExact(ACCOUNT_UID) || (isExact(NAMESPACE) && isExact(ACCOUNT_NAME))) return undefined;
+    if (isExact('/sub') || isExact(ACCOUNT_UID) || (isExact(NAMESPACE) && isExact(ACCOUNT_NAME))) return undefined;
     return `must name the service account: sub, ${ACCOUNT_UID}, or ${NAMESPACE} and ${ACCOUNT_NAME}, with a string or in`;
   },
   fault(claims, podWaived) {
@@ -78,28 +83,34 @@ const GITHUB_CLAIMS = [
   'jti',
 ];
 const GITHUB_REQUIRED = ['sub', 'repository', 'repository_id', 'repository_owner', 'repository_owner_id'];
-/** Claims that say whose workflow it is. */
-const GITHUB_PINS = [
-  'repository_id',
-  'repository_owner_id',
-  'repository',
-  'repository_owner',
-  'sub',
-  'job_workflow_ref',
-  'workflow_ref',
+/**
+ * Claims that say whose workflow it is, and what they start with at least for that. `job_workflow_ref` is none of them: it
+ * says where the code comes from, and anybody may call a public workflow, on a runner of their own. Nor is a customised `sub`
+ * that names neither repository nor owner: every repository may have one.
+ */
+const GITHUB_PINS: readonly (readonly [claim: string, pin: RegExp])[] = [
+  ['repository_id', /./],
+  ['repository_owner_id', /./],
+  ['repository', /^[^/]+\//],
+  ['repository_owner', /./],
+  ['workflow_ref', /^[^/]+\//],
+  ['sub', /^(?:repo:[^/:]+\/|repository(?:_owner)?(?:_id)?:[^:]+(?::|$))/],
 ];
 
 const githubActions: KindRules = {
   looseness(match) {
-    if (!GITHUB_PINS.some((name) => pins(match.get(name)))) {
-      return `must pin one of ${GITHUB_PINS.join(', ')}: exactly, or up to a "/", ":" or "@"`;
+    if (!GITHUB_PINS.some(([claim, pin]) => pins(match.get(`/${claim}`), pin))) {
+      const names = GITHUB_PINS.map(([claim]) => claim).join(', ');
+      return `must pin one of ${names}: exactly, or up to a "/", ":" or "@" behind the owner`;
     }
-    const subject = match.get('sub');
     // The environment form of `sub` says nothing of the branch: whoever may deploy to it from any branch would match.
-    if (subject?.key.includes(':environment:') === true && !match.has('ref')) {
-      return 'matches a sub of the environment form, which hides the branch: match ref too';
-    }
-    return undefined;
+    const subject = match.get('/sub');
+    const isOfEnvironment = [...(subject?.literals ?? []), subject?.text].some((text) =>
+      text?.includes(':environment'),
+    );
+    return isOfEnvironment && !match.has('/ref')
+      ? 'matches a sub of the environment form, which hides the branch: match ref too'
+      : undefined;
   },
   fault(claims) {
     for (const name of GITHUB_CLAIMS) {
@@ -112,9 +123,12 @@ const githubActions: KindRules = {
 };
 
 const oidc: KindRules = {
-  looseness(match) {
-    const exact = [...match].some(([path, { kind }]) => kind === 'exact' && path !== 'iss' && path !== 'aud');
-    return exact || pins(match.get('sub')) ? undefined : 'must match one claim exactly, or sub up to a "/", ":" or "@"';
+  looseness(match, stated) {
+    // A claim of which nothing is known may be the same in every token of the issuer.
+    const isPinned = ['/sub', ...stated].some((pointer) => match.get(pointer)?.kind === 'exact');
+    return isPinned || pins(match.get('/sub'), /[^/:@][/:@]+[^/:@]/)
+      ? undefined
+      : 'must pin sub, exactly or up to a "/", ":" or "@" behind two names, or exactly one of the issuer\'s pins';
   },
   fault: (claims) => (isText(own(claims, 'sub')) ? undefined : 'it has no subject'),
 };
@@ -125,9 +139,13 @@ export function kindRules(kind: WorkloadKind): KindRules {
   return RULES[kind];
 }
 
-/** A pattern that ends in the middle of a name would also match whoever registers a longer name. */
-function pins(matcher: ClaimMatcher | undefined): boolean {
-  return matcher !== undefined && (matcher.kind === 'exact' || /[/:@]$/.test(matcher.literal));
+/**
+ * Whether a match leaves no doubt who it is: exact, or a beginning that says it. A pattern whose literal part ends in the
+ * middle of a name would also match whoever registers a longer name.
+ */
+function pins(matcher: ClaimMatcher | undefined, pin: RegExp): boolean {
+  if (matcher === undefined) return false;
+  return matcher.literals.every((text) => pin.test(text) && (matcher.kind === 'exact' || /[/:@]$/.test(text)));
 }
 
 function own(value: Claims | undefined, name: string): unknown {

@@ -1,8 +1,8 @@
 import type { OptionsParser } from '../errors/options-parser.js';
 import type { Resource } from '../identity/ambient.cjs';
 import { isScopeToken, isWildcardScope } from '../identity/create-identity.js';
-import { type ClaimReader, claimReader, isClaimPath } from './claim-at.js';
-import { type ClaimMatch, type ClaimMatcher, compileMatch } from './claim-match.js';
+import { type ClaimReader, claimPointer, claimReader, isClaimPath } from './claim-at.js';
+import { type ClaimMatch, type ClaimMatcher, compileMatch, covers } from './claim-match.js';
 import { kindRules, type WorkloadKind } from './workload-kind.js';
 
 /** What a workload becomes under a policy. */
@@ -41,6 +41,8 @@ export interface WorkloadPolicy {
 export interface KnownWorkloadIssuer {
   readonly issuer: string;
   readonly kind: WorkloadKind;
+  /** JSON Pointers to the claims beside `sub` that say who a workload is. */
+  readonly pins: readonly string[];
 }
 
 /** A policy that was read and compiled. */
@@ -48,6 +50,7 @@ export interface CompiledPolicy {
   readonly policy: WorkloadPolicy;
   readonly kind: WorkloadKind;
   readonly maxLifetimeSeconds: number;
+  /** By JSON Pointer. */
   readonly matchers: ReadonlyMap<string, ClaimMatcher>;
   readonly readers: readonly { readonly read: ClaimReader; readonly matcher: ClaimMatcher }[];
 }
@@ -197,10 +200,11 @@ function parsePolicy(
   const id = parser.string(`${where}.id`, options.id);
   const issuer = parser.string(`${where}.issuer`, options.issuer);
   const audience = parser.string(`${where}.audience`, options.audience);
-  const kind = issuers.find((known) => known.issuer === issuer)?.kind;
+  const known = issuers.find((candidate) => candidate.issuer === issuer);
+  const kind = known?.kind;
   if (issuer !== '' && kind === undefined) parser.problem(`${where}.issuer is none of the issuers`);
   const { matchers, readers } = parseMatch(parser, `${where}.match`, options.match);
-  const looseness = kind === undefined ? undefined : kindRules(kind).looseness(matchers);
+  const looseness = known === undefined ? undefined : kindRules(known.kind).looseness(matchers, known.pins);
   if (looseness !== undefined) parser.problem(`${where}.match ${looseness}`);
   const { maxSubjectAgeSeconds } = options;
   if (maxSubjectAgeSeconds !== undefined) {
@@ -235,9 +239,11 @@ function parseMatch(parser: OptionsParser, where: string, given: unknown) {
   if (entries.length === 0) parser.problem(`${where} must match at least one claim`);
   for (const [path, match] of entries) {
     const compiled = compileMatch(match);
+    const pointer = claimPointer(path);
     if (!isClaimPath(path)) parser.problem(`${where} has a key that is no claim's name and no JSON Pointer`);
     else if (typeof compiled === 'string') parser.problem(`${where}["${path}"] ${compiled}`);
-    else matchers.set(path, compiled);
+    else if (matchers.has(pointer)) parser.problem(`${where} names the claim "${path}" twice`);
+    else matchers.set(pointer, compiled);
   }
   const readers = [...matchers].map(([path, matcher]) => ({ read: claimReader(path), matcher }));
   return { matchers, readers };
@@ -273,5 +279,8 @@ function parseGrant(parser: OptionsParser, where: string, given: WorkloadGrant):
 /** Whether every token that matches `one` certainly matches `two`. */
 function implies(one: CompiledPolicy, two: CompiledPolicy): boolean {
   if (one.policy.issuer !== two.policy.issuer || one.policy.audience !== two.policy.audience) return false;
-  return [...two.matchers].every(([path, matcher]) => one.matchers.get(path)?.key === matcher.key);
+  return [...two.matchers].every(([path, matcher]) => {
+    const narrower = one.matchers.get(path);
+    return narrower !== undefined && covers(matcher, narrower);
+  });
 }

@@ -308,7 +308,8 @@ describe('a GitHub Actions job', () => {
 
 describe('a workload of another OpenID issuer', () => {
   const ISSUER = 'https://gitlab.example';
-  const issuers: WorkloadIssuer[] = [{ issuer: ISSUER, kind: 'oidc', keys: { jwks: { keys: [other.jwk] } } }];
+  const pins = ['project_id'];
+  const issuers: WorkloadIssuer[] = [{ issuer: ISSUER, kind: 'oidc', keys: { jwks: { keys: [other.jwk] } }, pins }];
   const claims = {
     iss: ISSUER,
     aud: AUDIENCE,
@@ -351,7 +352,7 @@ describe('a workload of another OpenID issuer', () => {
   it('has nothing of the policies that are about other issuers', async () => {
     const two: WorkloadIssuer[] = [
       ...issuers,
-      { issuer: 'https://b', kind: 'oidc', keys: { jwks: { keys: [other.jwk] } } },
+      { issuer: 'https://b', kind: 'oidc', keys: { jwks: { keys: [other.jwk] } }, pins: ['/project_id'] },
     ];
     const { api } = await setup(
       [policy({ project_id: '9' }), { ...policy({ project_id: '10' }), id: 'b', issuer: 'https://b' }],
@@ -391,7 +392,7 @@ describe('a workload of another OpenID issuer', () => {
     writeFileSync(path, JSON.stringify({ keys: [] }));
     closing.push(() => provider.close());
     for (const keys of [{ jwks: { keys: [] } }, { jwksFile: path }, { jwksUri: provider.jwksUri }]) {
-      const { api, clock } = await setup([policy({ project_id: '9' })], [{ issuer: ISSUER, kind: 'oidc', keys }]);
+      const { api, clock } = await setup([policy({ project_id: '9' })], [{ issuer: ISSUER, kind: 'oidc', keys, pins }]);
       expect(await api.get(signed(other, claims))).toMatchObject({ status: 503, code: 'verifier_unavailable' });
       provider.keys = [other.jwk];
       writeFileSync(path, JSON.stringify({ keys: [other.jwk] }));
@@ -474,6 +475,14 @@ describe('the options of workloadVerifier', () => {
   };
   const k8s = (changes: object) => problemsOf([{ ...CLUSTER_POLICY, ...changes }]);
   const gh = (match: object) => problemsOf([{ ...ACTIONS_POLICY, match }]);
+  const HEADS = { glob: 'refs/heads/**' };
+  const gh2 = (one: object, two: object) =>
+    problemsOf([
+      { ...ACTIONS_POLICY, id: 'one', match: one },
+      { ...ACTIONS_POLICY, id: 'two', match: two },
+    ]);
+  const OIDC = { issuer: 'https://ci', kind: 'oidc', keys: { jwks: { keys: [other.jwk] } }, pins: ['project_id'] };
+  const oidc = (match: object) => problemsOf([{ ...ACTIONS_POLICY, issuer: 'https://ci', match }], [OIDC]);
 
   it('list every problem of every policy at once', () => {
     const message = problemsOf(
@@ -538,7 +547,29 @@ describe('the options of workloadVerifier', () => {
     ['an owner that is a prefix', () => gh({ repository: { prefix: 'octo' } }), /must pin one of/],
     ['an owner that is a glob', () => gh({ repository: { glob: 'octo*/repo' } }), /must pin one of/],
     ['anything', () => gh({ sub: { glob: '**' } }), /must pin one of/],
+    // The beginning of every sub there is.
+    ['a sub of anybody', () => gh({ sub: { prefix: 'repo:' } }), /must pin one of/],
+    ['a sub of any owner', () => gh({ sub: { glob: 'repo:*/app:ref:refs/heads/main' } }), /must pin one of/],
+    ['a sub of any id', () => gh({ sub: { prefix: 'repository_id:' } }), /must pin one of/],
+    ['a repository of any owner', () => gh({ repository: { glob: '*/app' } }), /must pin one of/],
+    ['a workflow of any owner', () => gh({ workflow_ref: { prefix: '/' } }), /must pin one of/],
+    ['an id by a beginning', () => gh({ repository_id: { prefix: '7' } }), /must pin one of/],
+    // Every repository may state such a sub of its own.
+    ['a customised sub', () => gh({ sub: 'ref:refs/heads/main' }), /must pin one of/],
+    ['one bad sub among others', () => gh({ sub: { in: ['repo:o/r:ref:x', 'ref:x'] } }), /must pin one of/],
+    // Anybody may call a public reusable workflow.
+    ['the code alone', () => gh({ job_workflow_ref: actions().job_workflow_ref }), /must pin one of/],
     ['an environment without its branch', () => gh({ sub: 'repo:o/r:environment:prod' }), /hides the branch/],
+    ['one among others', () => gh({ sub: { in: ['repo:o/r:ref:x', 'repo:o/r:environment:p'] } }), /hides the branch/],
+    ['environments', () => gh({ sub: { glob: 'repo:o/r:environment:*' } }), /hides the branch/],
+    ['a claim of an unknown meaning', () => oidc({ ref: 'main' }), /must pin sub, .*exactly one of the issuer's pins/],
+    ['a pin by a beginning', () => oidc({ project_id: { prefix: '9:' } }), /must pin sub/],
+    ['a sub of anybody at all', () => oidc({ sub: { prefix: 'project_path:' } }), /must pin sub/],
+    ['a sub of any host', () => oidc({ sub: { prefix: 'https://' } }), /must pin sub/],
+    ['a sub that ends in a name', () => oidc({ sub: { prefix: 'project_path:g' } }), /must pin sub/],
+    ['a claim twice', () => k8s({ match: { sub: 'x', '/sub': 'y' } }), /match names the claim "\/sub" twice/],
+    ['pins of another kind', () => problemsOf([], [{ ...ISSUERS[0], pins: ['x'] }]), /pins is about the kind oidc/],
+    ['pins that are none', () => problemsOf([], [{ ...OIDC, pins: ['/a~'] }]), /pins must be an array of/],
     ['an age of nothing', () => k8s({ maxSubjectAgeSeconds: 0 }), /maxSubjectAgeSeconds must be/],
     [
       'a lifetime that is no number',
@@ -568,6 +599,26 @@ describe('the options of workloadVerifier', () => {
       /whatever matches "deploy" matches "wide" too/,
     ],
     [
+      'a policy within one with more values',
+      () => gh2({ repository_id: '74' }, { repository_id: { in: ['73', '74'] } }),
+      /whatever matches "one" matches "two" too/,
+    ],
+    [
+      'a policy within a wider pattern',
+      () => gh2({ repository_id: '74', ref: { glob: 'refs/heads/r-*' } }, { '/repository_id': '74', ref: HEADS }),
+      /whatever matches "one" matches "two" too/,
+    ],
+    [
+      'a policy within a shorter beginning',
+      () => gh2({ repository_id: '74', ref: { prefix: 'refs/heads/r-' } }, { repository_id: '74', ref: HEADS }),
+      /whatever matches "one" matches "two" too/,
+    ],
+    [
+      'a policy within a pattern',
+      () => gh2({ repository_id: '74', ref: 'refs/heads/x' }, { repository_id: '74', ref: { glob: 'refs/*/?' } }),
+      /whatever matches "one" matches "two" too/,
+    ],
+    [
       'a name that is none',
       () => {
         try {
@@ -588,6 +639,13 @@ describe('the options of workloadVerifier', () => {
     expect(gh({ repository: { prefix: 'octo-org/' } })).toBe('none');
     expect(gh({ sub: { glob: 'repo:octo-org/octo-repo:ref:refs/heads/*' } })).toBe('none');
     expect(gh({ sub: 'repo:o/r:environment:prod', ref: 'refs/heads/main' })).toBe('none');
+    expect(gh({ sub: 'repo:o@65/r@74:environment:prod', '/ref': 'refs/heads/main' })).toBe('none');
+    expect(gh({ sub: { in: ['repository_owner_id:65:x', 'repository_id:74'] } })).toBe('none');
+    expect(gh({ workflow_ref: { prefix: 'o/r/.github/workflows/deploy.yml@' } })).toBe('none');
+    expect(gh({ job_workflow_ref: actions().job_workflow_ref, repository_owner_id: '65' })).toBe('none');
+    expect(gh2({ repository_id: '74', ref: 'x' }, { repository_id: '74', ref: 'y' })).toBe('none');
+    expect(gh2({ repository_id: '74', ref: HEADS }, { repository_id: '74', ref: { glob: 'refs/t/*' } })).toBe('none');
+    expect(oidc({ '/project_id': '9' })).toBe('none');
   });
 });
 
