@@ -148,7 +148,8 @@ async function printTheBooks(): Promise<boolean> {
       client: names.get(key.clientId ?? '') ?? key.clientId,
       type: key.type,
       requests: events,
-      characters: Number(quantities.characters ?? 0n),
+      // What was not reported is absent, and not 0.
+      characters: quantities.characters?.toString() ?? '',
     })),
   );
   const total = report.rows.reduce((sum, { events, notBillable }) => sum + events + notBillable.events, 0);

@@ -1,3 +1,4 @@
+import { OptionsParser } from '../errors/options-parser.js';
 import type { UsageEvent } from '../meter/usage-event.js';
 
 /** The columns of `eventsToCsv`; `quantities.<name>` and `dimensions.<name>` come after, as asked for. */
@@ -38,16 +39,29 @@ export interface CsvOptions {
   readonly quantities?: readonly string[];
   /** Dimensions that get a column each, in this order. Default none. */
   readonly dimensions?: readonly string[];
+  /**
+   * What becomes of texts that a spreadsheet takes for a formula. Callers choose some: request ids, resources, dimensions.
+   * `escape` (default) puts an apostrophe before them; `dangerouslyKeep` is for a reader that evaluates nothing.
+   */
+  readonly formulas?: 'escape' | 'dangerouslyKeep';
 }
 
+/** What spreadsheets take for the beginning of a formula, in every width (OWASP, CSV Injection). */
+const FORMULA = /^[=+\-@\t\r\n\uFF1D\uFF0B\uFF0D\uFF20]/;
+
 /**
- * Events as CSV (RFC 4180), the header first, one line per chunk. Absent values are empty. Values stand as they are: open
- * the file with a tool that does not evaluate cells as formulas.
+ * Events as CSV (RFC 4180), the header first, one line per chunk. Absent values are empty. JSON lines are the exact form:
+ * here a text that a spreadsheet would take for a formula is escaped.
+ *
+ * @throws TypeError that lists every problem of the options, when the first line is asked for.
  */
 export async function* eventsToCsv(
   events: AsyncIterable<UsageEvent>,
-  { quantities = ['requests'], dimensions = [] }: CsvOptions = {},
+  options: CsvOptions = {},
 ): AsyncGenerator<string> {
+  const { quantities, dimensions, keepFormulas } = parseOptions(options);
+  const line = (values: readonly unknown[]): string =>
+    `${values.map((value) => cell(value, keepFormulas)).join(',')}\r\n`;
   const named = [...quantities.map((name) => `quantities.${name}`), ...dimensions.map((name) => `dimensions.${name}`)];
   yield line([...COLUMNS, ...named]);
   for await (const event of events) {
@@ -71,11 +85,24 @@ function own<T>(record: Readonly<Record<string, T>>, name: string): T | undefine
   return Object.hasOwn(record, name) ? record[name] : undefined;
 }
 
-function line(values: readonly unknown[]): string {
-  return `${values.map(cell).join(',')}\r\n`;
+function parseOptions(options: CsvOptions) {
+  const parser = new OptionsParser('eventsToCsv');
+  const {
+    quantities = ['requests'],
+    dimensions = [],
+    formulas,
+  } = parser.known(options, ['quantities', 'dimensions', 'formulas']);
+  for (const [name, value] of Object.entries({ quantities, dimensions })) {
+    const named = Array.isArray(value) && value.every((each) => typeof each === 'string');
+    parser.check(named, `${name} must be an array of names`);
+  }
+  const mode = parser.oneOf('formulas', formulas, ['escape', 'dangerouslyKeep'], 'escape');
+  parser.done();
+  return { quantities, dimensions, keepFormulas: mode === 'dangerouslyKeep' };
 }
 
-function cell(value: unknown): string {
-  const text = value === undefined || value === null ? '' : String(value);
+function cell(value: unknown, keepFormulas: boolean): string {
+  let text = value === undefined || value === null ? '' : String(value);
+  if (typeof value === 'string' && !keepFormulas && FORMULA.test(text)) text = `'${text}`;
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }

