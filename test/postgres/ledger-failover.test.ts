@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import pg from 'pg';
 import { postgresLedger } from 'tollkeeper/postgres';
+import { usageEvent } from 'tollkeeper/testing';
 import { expect, it } from 'vitest';
 import {
   describeWith,
@@ -235,4 +236,50 @@ describeWith('postgres', 'a ledger whose server and whose application die under 
     await primary.stop();
     folder.remove();
   }, 600_000);
+
+  it('shows in the audit what an asynchronous replica had not received, and books what comes after it', async () => {
+    const primary = await startPostgres();
+    const address = new DatabaseAddress(primary.port);
+    const pool = new pg.Pool({ connectionString: await address.open(), max: 2, connectionTimeoutMillis: 5_000 });
+    pool.on('error', () => {});
+    const ledger = postgresLedger(pool);
+    await ledger.migrate();
+    const write = (tenant: string, ...seqs: number[]) =>
+      ledger.write(
+        seqs.map((seq) => usageEvent({ seq, tenant })),
+        new AbortController().signal,
+      );
+    await write('old', 1, 2, 3);
+    const replica = await startStandby(primary, { synchronous: false });
+    await replica.kill();
+    // With these events, what their roll-ups are keyed by is lost as well.
+    await write('new', 4, 5);
+    await primary.kill();
+    await replica.restart();
+    const promoted = new pg.Client({ connectionString: replica.url });
+    await promoted.connect();
+    await promoted.query('SELECT pg_promote(true, 120)');
+    await promoted.end();
+    address.moveTo(replica.port);
+    // The pool may still hold a connection that broke.
+    const written = () =>
+      write('new', 6, 7).then(
+        () => true,
+        () => false,
+      );
+    await until(written);
+    expect(await ledger.audit()).toEqual([{ source: 'test/1', state: 'open', last: 7, count: 5, missing: [[4, 5]] }]);
+    const report = await ledger.usage({ from: '2026-03-01', to: '2026-03-02', groupBy: ['tenant'] });
+    expect(report.rows.map(({ key, events }) => [key.tenant, events])).toEqual([
+      ['new', 2],
+      ['old', 3],
+    ]);
+    expect(report.completeThrough).toBe(undefined);
+    expect(report.openSources).toEqual(['test/1']);
+    expect(await ledger.verify()).toEqual([]);
+    await pool.end();
+    await address.close();
+    await replica.stop();
+    await primary.stop();
+  }, 300_000);
 });

@@ -32,10 +32,14 @@ export async function startPostgres({ durable = false, settings = {} }: Postgres
 }
 
 /**
- * A streaming replica of a running PostgreSQL, with a replication slot of its own, that takes part in every commit: from
- * now on the primary confirms a commit when the replica has it too. `SELECT pg_promote()` makes it a primary.
+ * A streaming replica of a running PostgreSQL, with a replication slot of its own. `SELECT pg_promote()` makes it a primary.
+ *
+ * @param options.synchronous from now on the primary confirms a commit when the replica has it too. Default true.
  */
-export async function startStandby(primary: RunningServer): Promise<RunningServer> {
+export async function startStandby(
+  primary: RunningServer,
+  { synchronous = true }: { readonly synchronous?: boolean } = {},
+): Promise<RunningServer> {
   const user = unprivilegedUser();
   const folder = tempFolder('postgres');
   if (user) await chown(folder.path, user.uid, user.gid);
@@ -60,6 +64,7 @@ export async function startStandby(primary: RunningServer): Promise<RunningServe
     { ...user, cwd: folder.path },
   );
   const standby = await serve(folder, user, true, {});
+  if (!synchronous) return standby;
   await run(
     findBinary('psql') ?? 'psql',
     ['-X', '-q', '-d', from, '-c', "ALTER SYSTEM SET synchronous_standby_names = '*'", '-c', 'SELECT pg_reload_conf()'],
