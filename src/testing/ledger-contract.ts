@@ -470,7 +470,20 @@ export function ledgerContract(make: () => Promise<LedgerUnderTest>): ContractCa
       },
     );
     await assert.rejects(async () => ledger.usage({ from: DAY.to, to: DAY.from, groupBy: [] }), TypeError);
-    await assert.rejects(async () => collect(ledger.events({ from: 'x' })), TypeError);
+    for (const from of ['x', '2026-02-30', '2026-02-29T00:00:00Z', '2026-13-01']) {
+      await assert.rejects(async () => ledger.usage({ ...DAY, from, groupBy: [] }), TypeError);
+      await assert.rejects(async () => collect(ledger.events({ from })), TypeError);
+    }
+    // None of these gives all events instead.
+    for (const wrong of [
+      { subject: 'u' },
+      { resource: { id: 'r' } },
+      { tenant: 5 },
+      { id: '' },
+      { to: DAY.from, from: DAY.to },
+    ]) {
+      await assert.rejects(async () => collect(ledger.events(wrong as never)), TypeError);
+    }
   });
 
   test('can be migrated again, and closed twice', async (ledger) => {

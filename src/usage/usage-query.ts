@@ -22,7 +22,8 @@ const COMPANIONS: Readonly<Partial<Record<string, readonly string[]>>> = {
   subject: ['issuer', 'subject.kind'],
   resource: ['resource.type'],
 };
-const EVENT_FILTERS = [...FILTERS, 'from', 'to', 'requestId', 'id', 'source', 'subject', 'resource'] as const;
+const TEXT_FILTERS = [...FILTERS, 'requestId', 'id', 'source'] as const;
+const EVENT_FILTERS = [...TEXT_FILTERS, 'from', 'to', 'subject', 'resource'] as const;
 
 /** @throws TypeError that lists every problem of the query. */
 export function parseUsageQuery(query: UsageQuery): ParsedQuery {
@@ -70,6 +71,17 @@ export function parseEventFilter(filter: EventFilter): EventFilter & { fromMs: n
   const given = parser.known(filter, EVENT_FILTERS);
   const fromMs = given.from === undefined ? Number.NEGATIVE_INFINITY : instant('from', given.from, parser);
   const toMs = given.to === undefined ? Number.POSITIVE_INFINITY : instant('to', given.to, parser);
+  if (fromMs > toMs) parser.problem('from must not be after to');
+  for (const name of TEXT_FILTERS) if (given[name] !== undefined) parser.string(name, given[name]);
+  // A filter that says nothing would match everything.
+  for (const [name, keys] of [
+    ['subject', ['kind', 'id']],
+    ['resource', ['type', 'id']],
+  ] as const) {
+    if (given[name] === undefined) continue;
+    const pair = parser.known<Readonly<Record<string, unknown>>>(given[name] as never, keys, name);
+    for (const key of keys) parser.string(`${name}.${key}`, pair[key]);
+  }
   parser.done();
   return { ...given, fromMs, toMs };
 }
@@ -129,8 +141,16 @@ function same(wanted: string | undefined, found: string | undefined): boolean {
 
 function instant(name: string, value: unknown, parser: OptionsParser): number {
   const text =
-    typeof value === 'string' && /^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d))?$/i.test(value);
+    typeof value === 'string' &&
+    /^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d))?$/i.test(value) &&
+    isDay(value.slice(0, 10));
   const ms = value instanceof Date ? value.getTime() : text ? Date.parse(value) : Number.NaN;
   if (Number.isNaN(ms)) parser.problem(`${name} must be a Date or RFC 3339`);
   return ms;
+}
+
+/** `Date` takes the 30th of February for the 2nd of March: a bill would begin or end on another day. */
+function isDay(text: string): boolean {
+  const ms = Date.parse(text);
+  return !Number.isNaN(ms) && new Date(ms).toISOString().startsWith(text);
 }
