@@ -1,6 +1,6 @@
 import type { OptionsParser } from '../errors/options-parser.js';
 import type { Resource, Subject } from '../identity/ambient.cjs';
-import type { IdentityInput } from '../identity/create-identity.js';
+import { type IdentityInput, isSubjectKind } from '../identity/create-identity.js';
 import { type ClaimReader, claimReader, isClaimPath } from './claim-at.js';
 import { invalidToken } from './compact-jwt.js';
 
@@ -30,7 +30,7 @@ export interface ClaimMap {
   readonly groups?: ClaimSource;
   /** Default `resources`. An array of `{ type, id }`. */
   readonly resources?: ClaimSource;
-  /** Default `act` (RFC 8693 §4.1). An object with `sub`. */
+  /** Default `act` (RFC 8693 §4.1). An object with `sub`; its `kind`, if it is one of ours, is the actor's. */
   readonly actor?: ClaimSource;
   /** Default `is_service_account`. A boolean: true makes the subject a service, as an equal `sub` and client do. */
   readonly serviceAccount?: ClaimSource;
@@ -150,8 +150,9 @@ function resourceList(value: unknown): Resource[] | undefined {
 
 function party(value: unknown): Subject | undefined {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) return undefined;
-  const { sub, client_id: clientId, is_service_account: isService } = value as Record<string, unknown>;
+  const { sub, kind, client_id: clientId, is_service_account: isService } = value as Record<string, unknown>;
   const id = text(sub);
   if (id === undefined || (isService != null && flag(isService) === undefined)) return undefined;
+  if (isSubjectKind(kind)) return { kind, id };
   return { kind: isService === true || clientId === id ? 'service' : 'user', id };
 }

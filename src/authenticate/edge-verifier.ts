@@ -2,7 +2,7 @@ import { AccessError } from '../errors/access-error.js';
 import type { BillingField } from '../errors/missing-field.js';
 import { OptionsParser } from '../errors/options-parser.js';
 import type { Subject } from '../identity/ambient.cjs';
-import type { IdentityInput } from '../identity/create-identity.js';
+import { type IdentityInput, isSubjectKind } from '../identity/create-identity.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import type { EdgeHeader } from './edge-signature.js';
 import { type EdgeTrust, parseEdge } from './edge-trust.js';
@@ -65,8 +65,6 @@ const FIELDS: readonly EdgeField[] = [
   'resource.type',
   'resource.id',
 ];
-
-const KINDS: readonly string[] = ['user', 'service', 'workload', 'organization'];
 
 /** What is asked of the mapping, so that the one function of a request serves headers and callbacks alike. */
 interface Mapped {
@@ -137,13 +135,13 @@ export function edgeVerifier(options: EdgeVerifierOptions): Verifier {
     const authId = text('authId');
     const subjectId = text('subject') ?? authId;
     const kind = text('subject.kind') ?? 'user';
-    if (!KINDS.includes(kind))
+    if (!isSubjectKind(kind))
       throw new AccessError('invalid_token', { reason: 'the edge states an unknown kind of subject' });
     return {
       claims,
       mapping: {
         authId,
-        subject: subjectId === undefined ? undefined : { kind: kind as Subject['kind'], id: subjectId },
+        subject: subjectId === undefined ? undefined : { kind, id: subjectId },
         tenant: text('tenant'),
         clientId: text('clientId'),
         tokenId: text('tokenId'),

@@ -80,6 +80,7 @@ export function createIssuer(options: IssuerOptions): Issuer {
     algorithms: ['ES256', 'Ed25519', 'RS256'],
     keys: { keyRing },
     type: 'at+jwt',
+    map: settings.claimNames,
     clock,
   });
   const mint = new TokenMint({ ...settings, revocations });

@@ -1,6 +1,6 @@
 import { OAuthError } from '../errors/oauth-error.js';
 import type { Resource } from '../identity/ambient.cjs';
-import type { Grantor } from './service-client.js';
+import type { Actor, Grantor } from './service-client.js';
 
 /** What a caller asks for, within what it may have. */
 export interface GrantRequest {
@@ -24,6 +24,8 @@ export interface Grant {
   /** Absent: no constraint is stated, which is no wildcard. */
   readonly resources?: readonly Resource[];
   readonly audience: readonly string[];
+  /** Who acts for the client: the workload whose token was exchanged. */
+  readonly actor?: Actor;
   readonly ttlSeconds: number;
   /** The lifetime that was asked for is longer than what is granted. */
   readonly clamped: boolean;
@@ -35,7 +37,7 @@ export interface Grant {
  * @throws OAuthError `invalid_scope`, `tenant_mismatch`, `invalid_target`, `invalid_request`.
  */
 export function decideGrant(grantor: Grantor, request: GrantRequest): Grant {
-  const { clientId, tenant } = grantor;
+  const { clientId, tenant, actor } = grantor;
   // The tenant is the grantor's. Only one that acts for any tenant is asked which.
   if (tenant !== undefined && request.tenantId !== undefined && request.tenantId !== tenant) {
     throw new OAuthError('tenant_mismatch', 'the client may not act for this tenant');
@@ -55,9 +57,15 @@ export function decideGrant(grantor: Grantor, request: GrantRequest): Grant {
     scopes,
     ...(resources === undefined ? {} : { resources }),
     audience: request.audience,
+    ...(actor === undefined ? {} : { actor }),
     ttlSeconds,
     clamped: ttlSeconds < asked,
   };
+}
+
+/** Whether a grantor may touch a resource that is named. */
+export function isOwn({ resources }: Pick<Grantor, 'resources'>, { type, id }: Resource): boolean {
+  return resources === undefined || resources.some((own) => own.type === type && own.id === id);
 }
 
 function decideResources(grantor: Grantor, named: readonly Resource[]): readonly Resource[] | undefined {
@@ -68,8 +76,7 @@ function decideResources(grantor: Grantor, named: readonly Resource[]): readonly
     }
     return resources;
   }
-  const isOwn = ({ type, id }: Resource): boolean =>
-    resources === undefined || resources.some((own) => own.type === type && own.id === id);
-  if (!named.every(isOwn)) throw new OAuthError('invalid_target', 'the client may not use a resource that was named');
+  if (!named.every((resource) => isOwn(grantor, resource)))
+    throw new OAuthError('invalid_target', 'the client may not use a resource that was named');
   return named;
 }

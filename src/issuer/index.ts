@@ -1,5 +1,6 @@
 export { isOAuthError, OAuthError, type OAuthErrorCode, type OAuthErrorOptions } from '../errors/oauth-error.js';
 export { type ProtectedResourceOptions, protectedResourceMetadata } from '../http/protected-resource-metadata.js';
+export type { ClaimNames } from './claim-names.js';
 export { hashClientSecret } from './client-secret.js';
 export { createIssuer, type Issuer, type IssueServiceToken } from './create-issuer.js';
 export type { IssuerHandler } from './issuer-handler.js';

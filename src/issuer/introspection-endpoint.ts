@@ -34,13 +34,13 @@ export class IntrospectionEndpoint {
 }
 
 function describe(identity: Identity): Answer {
-  const { subject, scopes, groups, resources } = identity;
+  const { subject, scopes, groups, resources, claims } = identity;
   return {
     active: true,
     token_type: 'Bearer',
     iss: identity.issuer,
     sub: subject.id,
-    aud: identity.claims.aud,
+    aud: claims.aud,
     client_id: identity.clientId,
     scope: scopes.size === 0 ? undefined : [...scopes].join(' '),
     iat: identity.issuedAt,
@@ -51,6 +51,7 @@ function describe(identity: Identity): Answer {
     plan: identity.plan,
     groups: groups.length === 0 ? undefined : groups,
     resources,
+    act: identity.actor === undefined ? undefined : claims.act,
     is_service_account: subject.kind === 'service' ? true : undefined,
   };
 }

@@ -11,6 +11,8 @@ import type { Revocations } from '../revocation/revocations.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { type Random, systemRandom } from '../runtime/random.js';
 import type { TokenRegistry } from '../tokens/token-registry.js';
+import { type ClaimNames, parseClaimNames } from './claim-names.js';
+import { isOwn } from './grant.js';
 import { memoryReplayStore } from './memory-replay-store.js';
 import type { ReplayStore } from './replay-store.js';
 import { isClientId, parseClients, type ServiceClient, type ServiceClientOptions } from './service-client.js';
@@ -35,6 +37,8 @@ export interface IssuerOptions {
   readonly revocations?: Revocations;
   /** Ids of client assertions that were used. Default: in memory, for one process. */
   readonly replayStore?: ReplayStore;
+  /** Other names for the claims of the issued tokens. */
+  readonly map?: ClaimNames;
   /** What a bare `resource_id` is the id of, e.g. `repository`. Without it a request with a `resource_id` is refused. */
   readonly resourceType?: string;
   /** Seconds that a token lives at most. A longer wish is clamped, and the answer says so. */
@@ -64,6 +68,7 @@ const OPTIONS: readonly (keyof IssuerOptions)[] = [
   'registry',
   'revocations',
   'replayStore',
+  'map',
   'resourceType',
   'maxTtlSeconds',
   'defaultTtlSeconds',
@@ -123,6 +128,7 @@ export function parseIssuerOptions(given: IssuerOptions) {
   if (options.replayStore !== undefined && typeof options.replayStore?.take !== 'function') {
     parser.problem('replayStore must have take');
   }
+  const claimNames = parseClaimNames(parser, options.map);
   if (resourceType !== undefined) parser.string('resourceType', resourceType);
   const maxBodyBytes = parser.number('maxBodyBytes', options.maxBodyBytes, 65_536, { min: 1, integer: true });
   const { realm = 'tokens', clock = systemClock, random = systemRandom } = options;
@@ -138,6 +144,7 @@ export function parseIssuerOptions(given: IssuerOptions) {
     registry: options.registry,
     revocations,
     replayStore: options.replayStore ?? memoryReplayStore({ clock }),
+    claimNames,
     resourceType,
     maxBodyBytes,
     realm,
@@ -177,6 +184,10 @@ function parseWorkloads(
     }
     if (!scopes.every((scope) => client.scopes.includes(scope))) {
       parser.problem(`${where} grants the client "${clientId}" scopes that it has not`);
+    }
+    const { resources } = policy.grant;
+    if (resources === undefined ? !client.unconstrained : !resources.every((resource) => isOwn(client, resource))) {
+      parser.problem(`${where} grants the client "${clientId}" resources that it has not, or does not name any`);
     }
   }
   return { issuers, policies };

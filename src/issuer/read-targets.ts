@@ -23,7 +23,10 @@ export function readTargets(indicators: readonly string[], audiences: readonly s
       continue;
     }
     if (!URL.canParse(indicator)) throw unknown();
-    const owner = audiences.find((candidate) => indicator.startsWith(prefixOf(candidate)));
+    // Of `https://a.example` and `https://a.example/v2`, the longer one is meant.
+    const [owner] = audiences
+      .filter((candidate) => indicator.startsWith(prefixOf(candidate)))
+      .sort((a, b) => b.length - a.length);
     const [type, id, ...rest] =
       owner === undefined ? [] : indicator.slice(prefixOf(owner).length).split('/').map(decode);
     if (owner === undefined || !type || !id || rest.length > 0) throw unknown();

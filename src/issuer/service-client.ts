@@ -35,6 +35,13 @@ export interface ServiceClientOptions {
   readonly introspects?: 'own' | 'tenant' | 'all';
 }
 
+/** An acting party, as `act` states it (RFC 8693 §4.1). */
+export interface Actor {
+  readonly iss: string;
+  readonly sub: string;
+  readonly kind: 'workload';
+}
+
 /** Within what tokens may be issued: a client's configuration, or a policy's grant. */
 export interface Grantor {
   readonly clientId: string;
@@ -46,6 +53,8 @@ export interface Grantor {
   readonly unconstrained: boolean;
   readonly defaultTtlSeconds: number;
   readonly maxTtlSeconds: number;
+  /** Who acts for the client, where that is not the client itself. */
+  readonly actor?: Actor;
 }
 
 /** A configured client, parsed. */

@@ -141,11 +141,11 @@ function bearerToken(req: IncomingMessage): string | undefined {
   return parsed?.scheme === 'bearer' ? parsed.token : undefined;
 }
 
-/** A member that is text; `null` and the empty text count as absent. */
+/** A member that is text; `null` counts as absent. The empty text does not: a constraint that got lost must not turn into none. */
 function text(body: Readonly<Record<string, unknown>>, name: string): string | undefined {
   const value = Object.hasOwn(body, name) ? body[name] : undefined;
-  if (value === undefined || value === null || value === '') return undefined;
-  if (typeof value !== 'string') throw malformed('a member of the body is no text');
+  if (value === undefined || value === null) return undefined;
+  if (typeof value !== 'string' || value === '') throw malformed('a member of the body is no text');
   return value;
 }
 

@@ -7,11 +7,13 @@ import type { Revocations } from '../revocation/revocations.js';
 import type { Clock } from '../runtime/clock.js';
 import { READY_WAIT_MS } from '../runtime/lifecycle.js';
 import type { Random } from '../runtime/random.js';
+import type { ClaimNames } from './claim-names.js';
 import type { Grant } from './grant.js';
 
 export interface MintSettings {
   readonly issuer: string;
   readonly audiences: readonly string[];
+  readonly claimNames: Readonly<Record<keyof ClaimNames, string>>;
   readonly keyRing: Pick<KeyRing, 'signer'>;
   readonly revocations: Pick<Revocations, 'check' | 'ready'>;
   readonly clock: Clock;
@@ -50,7 +52,7 @@ export class TokenMint {
    *   `unauthorized_client` when whatever would be issued is revoked already; `invalid_request` when `notAfter` has passed.
    */
   async mint(grant: Grant, notAfter = Number.POSITIVE_INFINITY): Promise<MintedToken> {
-    const { issuer, audiences } = this.#settings;
+    const { issuer, audiences, claimNames } = this.#settings;
     const tokenId = this.#tokenId();
     const { signer, issuedAt } = this.#tryNow(grant, tokenId) ?? (await this.#pastWatermarks(grant, tokenId));
     const expiresAt = Math.min(issuedAt + grant.ttlSeconds, Math.floor(notAfter));
@@ -66,10 +68,11 @@ export class TokenMint {
       iat: issuedAt,
       exp: expiresAt,
       jti: tokenId,
-      scope: grant.scopes.length === 0 ? undefined : grant.scopes.join(' '),
-      tenant_id: grant.tenant,
-      resources: grant.resources,
-      is_service_account: true,
+      [claimNames.scopes]: grant.scopes.length === 0 ? undefined : grant.scopes.join(' '),
+      [claimNames.tenant]: grant.tenant,
+      [claimNames.resources]: grant.resources,
+      [claimNames.serviceAccount]: true,
+      act: grant.actor,
     };
     try {
       return { token: await this.#sign(claims, signer), tokenId, issuedAt, expiresAt };

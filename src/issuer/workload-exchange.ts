@@ -12,12 +12,13 @@ import {
 import { type CompiledPolicy, decideWorkload, type WorkloadDecision } from '../authenticate/workload-policy.js';
 import { isAccessError } from '../errors/access-error.js';
 import { OAuthError } from '../errors/oauth-error.js';
+import type { Identity } from '../identity/ambient.cjs';
 import type { Fetch } from '../keys/fetch-json.js';
 import type { Revocations } from '../revocation/revocations.js';
 import type { Clock } from '../runtime/clock.js';
 import type { Lifecycle } from '../runtime/lifecycle.js';
 import { type ReplayStore, takeOnce } from './replay-store.js';
-import type { Grantor } from './service-client.js';
+import type { Actor, Grantor } from './service-client.js';
 
 export interface WorkloadExchangeSettings {
   readonly issuers: ParsedWorkloadIssuers;
@@ -109,6 +110,7 @@ export class WorkloadExchange implements Lifecycle {
         unconstrained: grant.resources === undefined,
         defaultTtlSeconds: Math.min(defaultTtlSeconds, maxTtlSeconds),
         maxTtlSeconds,
+        ...(identity === undefined ? {} : { actor: actorOf(identity) }),
       };
       return { grantor, notAfter: expiresAt };
     } catch (error) {
@@ -138,6 +140,10 @@ export class WorkloadExchange implements Lifecycle {
     }
     if (!isFirst) throw invalidToken('the token was used before');
   }
+}
+
+function actorOf({ issuer, subject }: Identity): Actor {
+  return { iss: issuer, sub: subject.id, kind: 'workload' };
 }
 
 function unavailable(reason: string | undefined): OAuthError {

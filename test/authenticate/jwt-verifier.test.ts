@@ -563,6 +563,8 @@ describe('the identity', () => {
       { act: { sub: 'ci', is_service_account: true } },
       { actor: { kind: 'service', id: 'ci' } },
     ],
+    ['an actor of a kind', { act: { sub: 'pod', kind: 'workload' } }, { actor: { kind: 'workload', id: 'pod' } }],
+    ['an actor of no kind of ours', { act: { sub: 'x', kind: 'root' } }, { actor: { kind: 'user', id: 'x' } }],
     ['no resources at all', { resources: [] }, { resources: [] }],
   ])('knows %s', async (_name, claims, expected) => {
     expect(await identityFor(claims)).toMatchObject(expected);

@@ -1,12 +1,16 @@
-import { generateKeyPairSync } from 'node:crypto';
+import { createHmac, generateKeyPairSync, KeyObject, sign, type webcrypto } from 'node:crypto';
 import { request } from 'node:http';
+import { calculateJwkThumbprint, exportJWK, generateKeyPair } from 'jose';
 import { hashClientSecret, memoryReplayStore, type ReplayStore } from 'tollkeeper/issuer';
 import { manualClock } from 'tollkeeper/testing';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { serve } from '../support/index.js';
 import {
   assertion,
   assertionForm,
   basic,
+  CLIENT_JWK,
+  CLIENT_KEY,
   CLIENTS,
   type Fixture,
   ISSUER,
@@ -149,6 +153,9 @@ describe('client assertions', () => {
   it.each<[string, () => Promise<string>, Record<string, string>?]>([
     ['an untyped one', () => assertion()],
     ['a typed one', () => assertion({}, { typ: 'client-authentication+jwt' })],
+    ['its type in full', () => assertion({}, { typ: 'application/client-authentication+jwt' })],
+    ['one that names its key', async () => assertion({}, { kid: await calculateJwkThumbprint(CLIENT_JWK) })],
+    ['one that is made by hand', () => byHand({ alg: 'ES256' })],
     ['an audience of one element', () => assertion({ aud: [ISSUER] })],
     ['the same client_id beside it', () => assertion(), { client_id: 'signer' }],
   ])('takes %s', async (_, make, form) => {
@@ -158,6 +165,18 @@ describe('client assertions', () => {
 
   const now = () => Math.floor(Date.now() / 1_000);
   const stranger = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+  const strangersJwk = stranger.publicKey.export({ format: 'jwk' });
+  /** A good assertion but for its header, signed with a private key, or with a text as a secret. */
+  async function byHand(header: object, key: typeof stranger | string = { ...stranger, privateKey: CLIENT_KEY }) {
+    const [, claims = ''] = (await assertion()).split('.');
+    const input = `${Buffer.from(JSON.stringify(header)).toString('base64url')}.${claims}`;
+    const signature =
+      typeof key === 'string'
+        ? createHmac('sha256', key).update(input).digest()
+        : sign('sha256', Buffer.from(input), { key: key.privateKey, dsaEncoding: 'ieee-p1363' });
+    return `${input}.${signature.toString('base64url')}`;
+  }
+
   it.each<[string, () => Promise<string>, Record<string, string>?]>([
     ['garbage', async () => 'garbage'],
     ['another iss', () => assertion({ iss: 'ci' })],
@@ -183,7 +202,14 @@ describe('client assertions', () => {
     ['the type of an access token', () => assertion({}, { typ: 'at+jwt' })],
     ['the type JWT', () => assertion({}, { typ: 'JWT' })],
     ['an unknown kid', () => assertion({}, { kid: 'x' })],
-    ['a critical extension', () => assertion({}, { crit: ['exp'], exp: 1 }).catch(() => 'a.b.c')],
+    ['a critical extension', () => byHand({ alg: 'ES256', crit: ['x'], x: 1 })],
+    ['an HMAC with its public key', () => byHand({ alg: 'HS256' }, JSON.stringify(CLIENT_JWK))],
+    ['an HMAC with nothing', () => byHand({ alg: 'HS256' }, '')],
+    ["a stranger's key that the header brings along", () => byHand({ alg: 'ES256', jwk: strangersJwk }, stranger)],
+    [
+      "a stranger's key under the client's kid",
+      async () => byHand({ alg: 'ES256', kid: await calculateJwkThumbprint(CLIENT_JWK) }, stranger),
+    ],
     ["a stranger's key", () => assertion({}, {}, stranger.privateKey)],
     [
       'another algorithm',
@@ -204,6 +230,38 @@ describe('client assertions', () => {
       error_description: 'client authentication failed',
     });
   });
+
+  it('fetches nothing that an assertion names', async () => {
+    let fetched = 0;
+    const trap = await serve((_req, res) => {
+      fetched += 1;
+      res.end(JSON.stringify({ keys: [strangersJwk] }));
+    });
+    for (const name of ['jku', 'x5u']) {
+      expect((await post(await byHand({ alg: 'ES256', [name]: `${trap.url}/keys` }, stranger))).status).toBe(401);
+    }
+    expect(fetched).toBe(0);
+    await trap.close();
+  });
+
+  it.each(['ES256', 'ES384', 'ES512', 'Ed25519', 'PS256', 'PS384', 'PS512', 'RS256', 'RS384', 'RS512'])(
+    'takes %s, as the metadata announces',
+    async (alg) => {
+      const { publicKey, privateKey } = await generateKeyPair(alg, { extractable: true });
+      const jwks = { keys: [{ ...(await exportJWK(publicKey)), alg }] };
+      const other = await issuerFixture({
+        clients: [{ id: 'signer', jwks, scopes: [], tenant: 't', unconstrainedResources: true }],
+      });
+      const jwt = await assertion({}, { alg }, KeyObject.from(privateKey as webcrypto.CryptoKey));
+      const response = await other.post('/oauth/token', { ...GRANT, ...assertionForm(jwt) }, {});
+      expect(response.status).toBe(200);
+      const metadata = await fetch(`${other.url}/.well-known/oauth-authorization-server`);
+      expect(await metadata.json()).toMatchObject({
+        token_endpoint_auth_signing_alg_values_supported: expect.arrayContaining([alg]),
+      });
+      await other.close();
+    },
+  );
 
   it('takes each assertion once, at whatever endpoint', async () => {
     const jwt = await assertion();

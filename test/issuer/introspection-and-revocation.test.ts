@@ -102,6 +102,52 @@ describe('POST /oauth/introspect', () => {
     if (!active) expect(answer).toEqual({ active: false });
   });
 
+  it.each(['access_token', 'refresh_token', 'nonsense'])('looks everywhere, whatever the hint: %s', async (hint) => {
+    const client = await registry.createClient({ name: `hint ${hint}`, tenant: 'acme' });
+    const opaque = await registry.issueToken({ clientId: client.id, scopes: [] });
+    for (const token of [await fixture.token(), opaque.token]) {
+      const response = await fixture.post('/oauth/introspect', { token, token_type_hint: hint });
+      expect(await response.json()).toMatchObject({ active: true });
+    }
+  });
+
+  it.each<[string, string, Record<string, string>, number, string]>([
+    ['no token', '', {}, 400, 'invalid_request'],
+    ['two tokens', 'token=a&token=b', {}, 400, 'invalid_request'],
+    ['two hints', 'token=a&token_type_hint=b&token_type_hint=c', {}, 400, 'invalid_request'],
+    ['a wrong secret', 'token=a', { authorization: basic('ci', 'wrong') }, 401, 'invalid_client'],
+    ['a bad percent sign', 'token=a', { authorization: basic('ci', '%') }, 401, 'invalid_client'],
+    ['the token as a bearer token', 'token=a', { authorization: 'Bearer a' }, 401, 'invalid_client'],
+    ['two ways', `token=a&client_id=ci&client_secret=${SECRET}`, {}, 400, 'invalid_request'],
+    ['JSON', '{"token":"a"}', { 'content-type': 'application/json' }, 400, 'invalid_request'],
+  ])(
+    'refuses %s, here and for a revocation, uncached and in plain characters',
+    async (_, body, headers, status, error) => {
+      for (const path of ['/oauth/introspect', '/oauth/revoke']) {
+        const response = await fetch(`${fixture.url}${path}`, {
+          method: 'POST',
+          headers: {
+            'content-type': 'application/x-www-form-urlencoded',
+            authorization: basic('ci', SECRET),
+            ...headers,
+          },
+          body,
+        });
+        expect(response.status).toBe(status);
+        expect(response.headers.get('cache-control')).toBe('no-store');
+        expect(response.headers.get('pragma')).toBe('no-cache');
+        expect(response.headers.get('content-type')).toBe('application/json');
+        expect(response.headers.get('www-authenticate')).toBe(
+          status === 401 ? 'Basic realm="tokens", charset="UTF-8"' : null,
+        );
+        expect(await response.json()).toEqual({
+          error,
+          error_description: expect.stringMatching(/^[\x20-\x21\x23-\x5B\x5D-\x7E]+$/),
+        });
+      }
+    },
+  );
+
   it('tells a crossTenant client about every token', async () => {
     const response = await fixture.post(
       '/oauth/introspect',
@@ -247,13 +293,29 @@ describe('POST /oauth/revoke', () => {
     ).toBe(200);
   });
 
-  it('answers 200 about what is invalid, unknown or expired', async () => {
+  it('answers 200 about what is invalid or unknown', async () => {
     const stranger = await new SignJWT({ iss: 'https://elsewhere.example' })
       .setProtectedHeader({ alg: 'HS256' })
       .sign(new Uint8Array(32));
     for (const token of ['garbage', 'a.b.c', stranger, `acme_sk_live_${'a'.repeat(65)}`]) {
       expect((await fixture.post('/oauth/revoke', { token })).status).toBe(200);
     }
+  });
+
+  it('answers 200 about a token that has expired', async () => {
+    const clock = manualClock();
+    const other = await issuerFixture({ clock, keyRing: await createKeyRing({ clock }) });
+    const token = await other.token();
+    clock.advance(700);
+    for (const [path, answer] of [
+      ['/oauth/introspect', { active: false }],
+      ['/oauth/revoke', {}],
+    ] as const) {
+      const response = await other.post(path, { token });
+      expect(response.status).toBe(200);
+      expect(await response.json()).toEqual(answer);
+    }
+    await other.close();
   });
 
   it('authenticates the caller, and demands a token', async () => {

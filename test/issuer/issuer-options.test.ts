@@ -126,6 +126,13 @@ describe('createIssuer', () => {
     ['no function', { onReject: 1, fetch: 1 }, 'fetch must be a function; onReject must be a function'],
     ['policies without issuers', { workloadPolicies: [] }, 'need each other'],
     ['issuers without policies', { workloadIssuers: [] }, 'need each other'],
+    ['a claim that means something else', { map: { tenant: 'sub' } }, 'map.tenant must be a claim'],
+    ['a claim of the prototype', { map: { tenant: '__proto__' } }, 'map.tenant must be a claim'],
+    ['a JSON Pointer for a claim', { map: { scopes: '/a/b' } }, 'map.scopes must be a claim'],
+    ['a claim without a name', { map: { resources: '' } }, 'map.resources must be a claim'],
+    ['several names for a claim', { map: { tenant: ['a', 'b'] } }, 'map.tenant must be a claim'],
+    ['one claim for two fields', { map: { tenant: 'scope' } }, 'map gives two fields the same claim'],
+    ['a field that cannot be renamed', { map: { subject: 'uid' } }, 'unknown option "map.subject"'],
     ['a typo', { maxTtlSecond: 5 }, 'did you mean "maxTtlSeconds"'],
   ])('refuses %s', (_, change, problem) => {
     expect(problemsOf(change)).toContain(problem);
@@ -160,13 +167,37 @@ describe('createIssuer', () => {
     [{ tenantId: 'globex' }, 'another tenant than its own'],
     [{ scopes: ['repo:write'] }, 'scopes that it has not'],
     [{ scopes: ['repo:any'] }, 'without wildcards'],
+    [{ clientId: 'pinned' }, 'resources that it has not'],
+    [{ clientId: 'pinned', resources: [{ type: 'repository', id: 'B' }] }, 'resources that it has not'],
+    [{ clientId: 'naming' }, 'does not name any'],
   ])('refuses a policy that grants %j', (grant, problem) => {
     const options = {
-      clients: [client()],
+      clients: [
+        client(),
+        client({ id: 'pinned', unconstrainedResources: undefined, resources: [{ type: 'repository', id: 'A' }] }),
+        client({ id: 'naming', unconstrainedResources: undefined }),
+      ],
       reservedClientIds: ['admin'],
       workloadIssuers,
       workloadPolicies: [policy(grant)],
     };
     expect(problemsOf(options)).toContain(problem);
+  });
+
+  it('takes a policy that stays within what the client has', () => {
+    const own = [{ type: 'repository', id: 'A' }];
+    expect(
+      problemsOf({
+        clients: [
+          client({ id: 'pinned', unconstrainedResources: undefined, resources: own }),
+          client({ id: 'naming', unconstrainedResources: undefined }),
+        ],
+        workloadIssuers,
+        workloadPolicies: ['pinned', 'naming'].map((clientId) => ({
+          ...policy({ clientId, resources: own }),
+          id: clientId,
+        })),
+      }),
+    ).toBe('');
   });
 });

@@ -1,4 +1,4 @@
-import { calculateJwkThumbprint, type JWK } from 'jose';
+import { calculateJwkThumbprint, decodeJwt, type JWK } from 'jose';
 import { createKeyRing } from 'tollkeeper';
 import { createIssuer } from 'tollkeeper/issuer';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -53,6 +53,8 @@ describe('the public documents of an issuer', () => {
     const response = await fetch(`${fixture.url}${path}`, { method });
     expect(response.status).toBe(405);
     expect(response.headers.get('allow')).toBe(allow);
+    expect(response.headers.get('cache-control')).toBe('no-store');
+    expect(await response.json()).toEqual({ error: 'invalid_request' });
   });
 
   it('answers HEAD, ignores a query, and 404 for anything else where there is no next', async () => {
@@ -62,6 +64,23 @@ describe('the public documents of an issuer', () => {
     const missing = await fetch(`${fixture.url}/elsewhere`);
     expect(missing.status).toBe(404);
     expect(missing.headers.get('cache-control')).toBe('no-store');
+  });
+
+  it.each([
+    'https://issuer.example',
+    'https://issuer.example/',
+    'https://issuer.example/a',
+    'https://issuer.example/a/',
+  ])('states the issuer byte for byte, in the metadata and in tokens: %s', async (name) => {
+    const served = await issuerFixture({ issuer: name });
+    const { pathname } = new URL(name);
+    // RFC 8414 §3.1: a slash at the end of the issuer's path is left out.
+    const path = `/.well-known/oauth-authorization-server${pathname.replace(/\/$/, '')}`;
+    const metadata = (await (await fetch(`${served.url}${path}`)).json()) as Record<string, string>;
+    expect(metadata.issuer).toBe(name);
+    expect(metadata.token_endpoint).toBe(`${name.replace(/\/$/, '')}/oauth/token`);
+    expect(decodeJwt(await served.token()).iss).toBe(name);
+    await served.close();
   });
 
   it('puts the well-known part between the host and the path of the issuer', async () => {

@@ -95,6 +95,7 @@ describe('POST /service-tokens', () => {
     ['a lifetime below 0', { ...GOOD, ttl_seconds: -5 }, undefined, 400, 'invalid_request'],
     ['a lifetime below a second', { ...GOOD, ttl_seconds: 0.5 }, undefined, 400, 'invalid_request'],
     ['a lifetime that is text', { ...GOOD, ttl_seconds: '60' }, undefined, 400, 'invalid_request'],
+    ['an empty resource id', { ...GOOD, resource_id: '' }, undefined, 400, 'invalid_request'],
     ['a resource id that is no text', { ...GOOD, resource_id: 5 }, undefined, 400, 'invalid_request'],
     ['a misspelt member', { ...GOOD, resourceId: 'A' }, undefined, 400, 'invalid_request'],
     [

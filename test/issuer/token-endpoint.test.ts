@@ -174,6 +174,68 @@ describe('POST /oauth/token', () => {
     ]);
   });
 
+  it('takes the longest of its audiences that a resource begins with', async () => {
+    const audience = [AUDIENCE, `${AUDIENCE}/v2`, `${AUDIENCE}/v2/eu/`];
+    const other = await issuerFixture({ audience });
+    for (const [resource, aud] of [
+      [`${AUDIENCE}/repository/A`, audience[0]],
+      [`${AUDIENCE}/v2/repository/A`, audience[1]],
+      [`${AUDIENCE}/v2/eu/repository/A`, audience[2]],
+    ] as const) {
+      expect(decodeJwt(await other.token({ resource }))).toMatchObject({
+        aud,
+        resources: [{ type: 'repository', id: 'A' }],
+      });
+    }
+    const beside = await other.post('/oauth/token', { ...GRANT, resource: `${AUDIENCE}/v2/A` });
+    expect(await beside.json()).toMatchObject({ error: 'invalid_target' });
+    await other.close();
+  });
+
+  it('names claims as its verifiers expect them, and reads its own tokens by these names', async () => {
+    const map = { tenant: 'https://example.com/org', scopes: 'scp', resources: 'only', serviceAccount: 'machine' };
+    const other = await issuerFixture({ map });
+    const token = await other.token({ resource_id: 'A' });
+    const { iss: _, iat: __, exp: ___, jti: ____, ...claims } = decodeJwt(token);
+    expect(claims).toEqual({
+      sub: 'ci',
+      client_id: 'ci',
+      aud: AUDIENCE,
+      scp: 'repo:read usage:read',
+      'https://example.com/org': 'acme',
+      only: [{ type: 'repository', id: 'A' }],
+      machine: true,
+    });
+    const verifier = jwtVerifier({
+      issuer: ISSUER,
+      audience: AUDIENCE,
+      algorithms: ['ES256'],
+      keys: { keyRing: other.keyRing },
+      type: 'at+jwt',
+      map,
+    });
+    const gate = authenticate({ verifiers: [verifier], revocations: other.issuer.revocations });
+    const api = await serve((req, res) => gate(req, res, () => res.end(JSON.stringify(identityOf(req)))));
+    const call = () => fetch(api.url, { headers: { authorization: `Bearer ${token}` } });
+    expect(await (await call()).json()).toMatchObject({
+      subject: { kind: 'service', id: 'ci' },
+      tenant: 'acme',
+      resources: [{ type: 'repository', id: 'A' }],
+    });
+    // A protocol's answer keeps the protocol's names (RFC 7662 §2.2).
+    expect(await (await other.post('/oauth/introspect', { token })).json()).toMatchObject({
+      active: true,
+      scope: 'repo:read usage:read',
+      tenant_id: 'acme',
+      resources: [{ type: 'repository', id: 'A' }],
+      is_service_account: true,
+    });
+    expect((await other.post('/oauth/revoke', { token })).status).toBe(200);
+    expect((await call()).status).toBe(401);
+    await api.close();
+    await other.close();
+  });
+
   it.each<[string, Record<string, string>, unknown]>([
     [
       'pinned',
@@ -401,6 +463,47 @@ describe('the issuer in an app', () => {
     expect(await refused.json()).toMatchObject({ code: 'subject_not_allowed' });
     await api.close();
     await fixture.close();
+  });
+});
+
+describe('two service clients with equal scopes, tenant and lifetime', () => {
+  it('never share a decision, however often both come', async () => {
+    const fixture = await issuerFixture();
+    const verifier = jwtVerifier({
+      issuer: ISSUER,
+      audience: AUDIENCE,
+      algorithms: ['ES256'],
+      keys: { keyRing: fixture.keyRing },
+    });
+    const gate = authenticate({ verifiers: [verifier], revocations: fixture.issuer.revocations });
+    const served = await serve((req, res) => gate(req, res, () => res.end(identityOf(req).clientId)));
+    const tokens: Record<string, string> = {};
+    for (const id of ['ci', 'other']) {
+      const response = await fixture.post('/oauth/token', GRANT, { authorization: basic(id, SECRET) });
+      tokens[id] = ((await response.json()) as { access_token: string }).access_token;
+    }
+    const call = async (id: string) => {
+      const response = await fetch(served.url, { headers: { authorization: `Bearer ${tokens[id]}` } });
+      return response.status === 200 ? response.text() : response.status;
+    };
+    for (let round = 0; round < 5; round++) {
+      expect(await Promise.all(['ci', 'other', 'ci', 'other'].map(call))).toEqual(['ci', 'other', 'ci', 'other']);
+    }
+    const introspect = async (token: string | undefined, as: string) =>
+      (
+        (await (
+          await fixture.post('/oauth/introspect', { token: String(token) }, { authorization: basic(as, SECRET) })
+        ).json()) as {
+          active: boolean;
+        }
+      ).active;
+    expect(await introspect(tokens.ci, 'ci')).toBe(true);
+    expect(await introspect(tokens.ci, 'other')).toBe(false);
+    await fixture.issuer.revocations.revoke({ clientId: 'ci' });
+    expect(await Promise.all(['ci', 'other'].map(call))).toEqual([401, 'other']);
+    expect(await introspect(tokens.other, 'other')).toBe(true);
+    await fixture.close();
+    await served.close();
   });
 });
 

@@ -145,6 +145,7 @@ describe('token exchange', () => {
       tenant_id: 'acme',
       aud: AUDIENCE,
       is_service_account: true,
+      act: { iss: K8S, sub: 'system:serviceaccount:prod:scanner', kind: 'workload' },
     });
   });
 
@@ -358,9 +359,19 @@ describe('token exchange', () => {
       keys: { keyRing: fixture.keyRing },
     });
     const gate = authenticate({ verifiers: [verifier], revocations: fixture.issuer.revocations });
-    const api = await serve((req, res) => gate(req, res, () => res.end(identityOf(req).clientId)));
+    const api = await serve((req, res) => gate(req, res, () => res.end(JSON.stringify(identityOf(req)))));
     const call = () => fetch(api.url, { headers: { authorization: `Bearer ${token}` } });
-    expect(await (await call()).text()).toBe('ci');
+    // RFC 8693 §4.1: the job acts for the client.
+    expect(await (await call()).json()).toMatchObject({
+      subject: { kind: 'service', id: 'ci' },
+      clientId: 'ci',
+      actor: { kind: 'workload', id: 'repo:acme/app:ref:refs/heads/main' },
+    });
+    expect(await (await fixture.post('/oauth/introspect', { token })).json()).toMatchObject({
+      active: true,
+      sub: 'ci',
+      act: { iss: GITHUB, sub: 'repo:acme/app:ref:refs/heads/main' },
+    });
     // The client of the policy is a configured one: its tokens are its own, however they came about.
     expect((await fixture.post('/oauth/revoke', { token })).status).toBe(200);
     expect((await call()).status).toBe(401);
