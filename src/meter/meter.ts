@@ -35,8 +35,8 @@ export interface MeterOptions<Req extends IncomingMessage = IncomingMessage> {
   /** Known at admission, beside what the handler sets through `usageOf(req)`. Synchronous. */
   readonly dimensions?: Partial<Dimensions> | ((req: Req) => Partial<Dimensions>);
   /**
-   * Whether the finished event is billed. Synchronous. Default: status below 500 and an outcome that is neither
-   * `server_error` nor `unknown`, which also holds, counted, when it throws.
+   * Whether the finished event is billed. Synchronous. Default: status below 500 and outcome not `unknown`, which also
+   * holds, counted, when it throws.
    */
   readonly billable?: (event: FinishedEvent) => boolean;
   /**

@@ -30,7 +30,7 @@ export interface UsageDraft {
   readonly status?: number;
   /** Default `complete`. */
   readonly outcome?: Outcome;
-  /** Default: status below 500 or absent, and an outcome that is neither `server_error` nor `unknown`. */
+  /** Default: status below 500 or absent, and outcome not `unknown`. */
   readonly billable?: boolean;
   readonly durationMs?: number;
   /** Safe integers of at least 0. */

@@ -44,11 +44,12 @@ export function attributionOf(who: Who): string {
 }
 
 /**
- * Whether an event is billed unless the app says otherwise: not what the server failed at, whatever status the client had
- * seen by then, nor what nobody knows the end of. An absent status counts as below 500.
+ * Whether an event is billed unless the app says otherwise: by its status, where an absent one counts as below 500, and not
+ * where nobody knows its end. A response that was cut off counts: else a client that stops reading until a time-out ends
+ * the connection would have what it read for nothing.
  */
 export function billableByDefault(status: number | undefined, outcome: Outcome): boolean {
-  return outcome !== 'unknown' && outcome !== 'server_error' && (status === undefined || status < 500);
+  return outcome !== 'unknown' && (status === undefined || status < 500);
 }
 
 /** Characters of JSON that fit into a record of the log (64 KiB) whatever they are, beside the usage. */

@@ -313,7 +313,7 @@ describe('one event per admitted request, over HTTP/2', () => {
 });
 
 describe('a response that is cut off by the server', () => {
-  const cut = (status: number) => ({ outcome: 'server_error', status, billable: false, quantities: requests });
+  const cut = (status: number) => ({ outcome: 'server_error', status, billable: status < 500, quantities: requests });
   const failed = Object.assign(new Error('aborted'), { code: 'ECONNRESET' });
   const ways: [string, (req: IncomingMessage, res: ServerResponse) => void][] = [
     ['by res.destroy()', (_req, res) => res.destroy()],
