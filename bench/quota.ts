@@ -191,13 +191,12 @@ async function onRedis(): Promise<Record<string, unknown>[]> {
       },
     );
   }
-  const rows = [];
-  for (const { name, run } of cases) {
-    const rates: number[] = [];
-    const redisTimes: number[] = [];
-    const trips: number[] = [];
-    for (let round = 0; round <= rounds; round++) {
+  // In turn, so that a neighbour on the machine slows all of them alike. The first round warms up.
+  const measured = new Map(cases.map(({ name }) => [name, [] as Round[]]));
+  for (let round = 0; round <= rounds; round++) {
+    for (const { name, run } of cases) {
       const before = await redisUse(client);
+      const cpu = process.cpuUsage();
       const started = performance.now();
       let index = 0;
       const lane = async (): Promise<void> => {
@@ -205,18 +204,34 @@ async function onRedis(): Promise<Record<string, unknown>[]> {
       };
       await Promise.all(Array.from({ length: inFlight }, lane));
       const seconds = (performance.now() - started) / 1_000;
+      const { user, system } = process.cpuUsage(cpu);
       const after = await redisUse(client);
       if (round === 0) continue;
-      rates.push(calls / seconds);
-      redisTimes.push(((after.cpuSeconds - before.cpuSeconds) * 1e6) / calls);
-      trips.push((after.scripts - before.scripts) / calls);
+      measured.get(name)?.push({
+        rate: calls / seconds,
+        clientMicroseconds: (user + system) / calls,
+        redisMicroseconds: ((after.cpuSeconds - before.cpuSeconds) * 1e6) / calls,
+        scriptMicroseconds: (after.scriptMicroseconds - before.scriptMicroseconds) / calls,
+        trips: (after.scripts - before.scripts) / calls,
+      });
     }
-    rows.push({
-      name,
-      'requests/s': Math.round(median(rates)),
-      'Redis CPU µs/request': median(redisTimes).toFixed(2),
-      'scripts/request': median(trips).toFixed(3),
-    });
+  }
+  const of = (name: string, value: (round: Round) => number): number => median((measured.get(name) ?? []).map(value));
+  const rows = cases.map(({ name }) => ({
+    name,
+    'requests/s': Math.round(of(name, ({ rate }) => rate)),
+    'client CPU µs/request': of(name, (round) => round.clientMicroseconds).toFixed(2),
+    'Redis CPU µs/request': of(name, (round) => round.redisMicroseconds).toFixed(2),
+    'in scripts µs/request': of(name, (round) => round.scriptMicroseconds).toFixed(2),
+    'scripts/request': of(name, ({ trips }) => trips).toFixed(3),
+  }));
+  const ours = measured.get('redisQuotaStore, three policies') ?? [];
+  const theirs = measured.get('rate-limiter-flexible, union of three') ?? [];
+  if (theirs.length > 0) {
+    const ratios = ours.map(({ rate }, round) => rate / (theirs[round] as Round).rate);
+    console.log(
+      `three policies, times rate-limiter-flexible, round by round: ${ratios.map((ratio) => ratio.toFixed(2)).join(' ')}; median ${median(ratios).toFixed(2)}`,
+    );
   }
   for (const { close } of cases) await close?.();
   client.disconnect();
@@ -224,7 +239,15 @@ async function onRedis(): Promise<Record<string, unknown>[]> {
   return rows;
 }
 
-async function redisUse(client: Redis): Promise<{ cpuSeconds: number; scripts: number }> {
+interface Round {
+  readonly rate: number;
+  readonly clientMicroseconds: number;
+  readonly redisMicroseconds: number;
+  readonly scriptMicroseconds: number;
+  readonly trips: number;
+}
+
+async function redisUse(client: Redis): Promise<{ cpuSeconds: number; scripts: number; scriptMicroseconds: number }> {
   await sleep(20);
   const cpu = await client.info('cpu');
   const stats = await client.info('commandstats');
@@ -232,6 +255,7 @@ async function redisUse(client: Redis): Promise<{ cpuSeconds: number; scripts: n
   return {
     cpuSeconds: number(/used_cpu_sys:([\d.]+)/, cpu) + number(/used_cpu_user:([\d.]+)/, cpu),
     scripts: number(/cmdstat_evalsha:calls=(\d+)/, stats) + number(/cmdstat_eval:calls=(\d+)/, stats),
+    scriptMicroseconds: number(/cmdstat_evalsha:calls=\d+,usec=(\d+)/, stats),
   };
 }
 
