@@ -7,7 +7,7 @@ import type { Middleware, Next } from '../http/middleware.js';
 import { orderError } from '../request/gate.js';
 import { attachIdentity } from '../request/identity-of.js';
 import { refuse } from '../request/refuse.js';
-import { type AnswerSettings, requestState } from '../request/request-state.js';
+import { type AnswerSettings, requestState, tellAuthenticated } from '../request/request-state.js';
 import type { Revocations } from '../revocation/revocations.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { withDeadline } from '../runtime/deadline.js';
@@ -97,7 +97,10 @@ export function authenticate(options: AuthenticateOptions): Middleware {
     } catch (error) {
       return refuse(req, res, next, error, 'verifier_unavailable', settings);
     }
-    if (decision === undefined) return next();
+    if (decision === undefined) {
+      tellAuthenticated(state);
+      return next();
+    }
     if (isPromise(decision)) {
       decision.then(
         (decided) => admit(decided, credential, req, res, next),
@@ -269,6 +272,7 @@ export function authenticate(options: AuthenticateOptions): Middleware {
         state.others.set(as, identity);
       }
     }
+    tellAuthenticated(state);
     next();
   }
 

@@ -1,4 +1,4 @@
-import type { IncomingMessage } from 'node:http';
+import { channel } from 'node:diagnostics_channel';
 import { AccessError } from '../errors/access-error.js';
 import { OptionsParser } from '../errors/options-parser.js';
 import { type AddressList, createAddressList } from '../http/address-list.js';
@@ -6,8 +6,9 @@ import { addressKey, clientAddress } from '../http/client-address.js';
 import type { Middleware } from '../http/middleware.js';
 import { orderError } from '../request/gate.js';
 import { refuse } from '../request/refuse.js';
-import { type ResponseObserver, requestState } from '../request/request-state.js';
+import { type RequestState, type ResponseObserver, requestState } from '../request/request-state.js';
 import { whenResponseIsOver } from '../request/response-over.js';
+import { type Attempt, AttemptGate } from './attempt-gate.js';
 import { hashOf } from './bound-plan.js';
 import { isUnits, type QuotaOp, type QuotaStore, type StoreWindow, type TakeResult } from './quota-store.js';
 
@@ -18,7 +19,11 @@ export interface LimitAddressOptions {
   readonly limit: number;
   /** Seconds in which they are given back, evenly. */
   readonly periodSeconds: number;
-  /** `failures` (default): only requests that end with 401 count, so that guessing credentials is bounded. `all`: every one. */
+  /**
+   * `failures` (default): only requests that end with 401 count, so that guessing credentials is bounded. Of those that
+   * `authenticate` has not decided about yet, no more are under way than failures are left; others wait, up to 5 s. `all`:
+   * every request counts.
+   */
   readonly count?: 'failures' | 'all';
   /** The proxies whose `X-Forwarded-For` is believed. Default: none, and the connection's peer counts. */
   readonly trustedProxies?: readonly string[];
@@ -26,6 +31,8 @@ export interface LimitAddressOptions {
 
 /** The name under `violated-policies`. */
 const POLICY = 'address';
+
+const channelOfFailures = channel('tollkeeper:quota');
 
 /**
  * Middleware before `authenticate`: a limit by the address of the caller. IPv6 counts by /64, which is what one subscriber
@@ -52,67 +59,88 @@ export function limitAddress(options: LimitAddressOptions): Middleware {
   parser.done();
   const window: StoreWindow = { kind: 'gcra', periodMs: periodSeconds * 1_000, burst: limit };
 
-  function countFailure(slot: string, op: QuotaOp): ResponseObserver {
-    const charge = (): void => {
-      // A failure that cannot be counted now is not worth an answer: the next request asks the store first.
-      try {
-        const done = store.take(slot, [op], { mode: 'force' });
-        if ('then' in done) done.catch(() => {});
-      } catch {}
-    };
-    return {
-      over: (_state, { status }) => {
-        if (status === 401) charge();
-      },
-      refused: (_state, { status }) => {
-        if (status === 401) charge();
-      },
-    };
-  }
+  const gate = new AttemptGate(store, (cause) => publish('settle_error', cause));
 
   return function limitAddress(req, res, next) {
     if (requestState(req).admitted) return refuse(req, res, next, orderError('limitAddress'), 'middleware_order');
-    const asked = (): TakeResult | Promise<TakeResult> => {
-      const { slot, op } = counterOf(req);
-      return store.take(slot, [failures ? { ...op, cost: 0, need: 1 } : op], { mode: failures ? 'peek' : 'all' });
+    const isGone = (): boolean => res.writableEnded || res.destroyed;
+    const exceeded = (retryMs: number): void => {
+      const error = new AccessError('quota_exceeded', {
+        violatedPolicies: [POLICY],
+        reason: 'limitAddress: too many from this address',
+        retryAfterSeconds: retryMs / 1_000,
+      });
+      refuse(req, res, next, error, 'quota_exceeded');
     };
-    const rule = ({ allowed, ops: [standing] }: TakeResult): void => {
-      if (res.writableEnded || res.destroyed) return;
-      if (!allowed) {
-        const error = new AccessError('quota_exceeded', {
-          violatedPolicies: [POLICY],
-          reason: 'limitAddress: too many from this address',
-          retryAfterSeconds: (standing?.retryMs ?? 1_000) / 1_000,
-        });
-        return refuse(req, res, next, error, 'quota_exceeded');
-      }
-      if (failures) {
-        const { slot, op } = counterOf(req);
-        whenResponseIsOver(req, res, countFailure(slot, op));
-      }
-      next();
+    const fail = (cause: unknown): void => {
+      publish('store_error', cause);
+      refuse(req, res, next, unavailable('limitAddress: the store failed'), 'quota_unavailable');
+    };
+    const address = clientAddress(req, proxies);
+    if (address === undefined) {
+      const error = unavailable('limitAddress: the address of the caller is not known');
+      return refuse(req, res, next, error, 'quota_unavailable');
+    }
+    const slot = hashOf(['address', addressKey(address)]);
+    const op: QuotaOp = { key: `${POLICY}:${slot}:gcra`, window, limit, cost: 1 };
+    if (failures) {
+      return gate.enter(slot, op, {
+        isGone,
+        admit(attempt) {
+          whenResponseIsOver(req, res, new GuessObserver(attempt, () => gate.count(slot, op)));
+          next();
+        },
+        refuse: exceeded,
+        fail,
+      });
+    }
+    const rule = ({ allowed, ops }: TakeResult): void => {
+      if (isGone()) return;
+      if (allowed) next();
+      else exceeded(ops[0]?.retryMs ?? 1_000);
     };
     let answer: TakeResult | Promise<TakeResult>;
     try {
-      answer = asked();
-    } catch (error) {
-      return refuse(req, res, next, unavailable(error), 'quota_unavailable');
+      answer = store.take(slot, [op], { mode: 'all' });
+    } catch (cause) {
+      return fail(cause);
     }
-    if (!('then' in answer)) return rule(answer);
-    answer.then(rule, (error) => refuse(req, res, next, unavailable(error), 'quota_unavailable'));
+    if ('then' in answer) answer.then(rule, fail);
+    else rule(answer);
   };
+}
 
-  function counterOf(req: IncomingMessage): { slot: string; op: QuotaOp } {
-    const address = clientAddress(req, proxies);
-    if (address === undefined) {
-      throw new AccessError('quota_unavailable', { reason: 'limitAddress: the address of the caller is not known' });
-    }
-    const slot = hashOf(['address', addressKey(address)]);
-    return { slot, op: { key: `${POLICY}:${slot}:gcra`, window, limit, cost: 1 } };
+/** Waits for the word about one request: 401 is a failure, and so is a 401 of the app after `authenticate` let it through. */
+class GuessObserver implements ResponseObserver {
+  readonly #attempt: Attempt;
+  readonly #count: () => void;
+  #isOpen = true;
+
+  constructor(attempt: Attempt, count: () => void) {
+    this.#attempt = attempt;
+    this.#count = count;
+  }
+
+  authenticated(): void {
+    this.#isOpen = false;
+    this.#attempt.passed();
+  }
+
+  over(_state: RequestState, { status }: { readonly status: number }): void {
+    if (status !== 401) this.#attempt.passed();
+    else if (this.#isOpen) this.#attempt.failed();
+    else this.#count();
+  }
+
+  refused(state: RequestState, { status }: AccessError): void {
+    this.over(state, { status });
   }
 }
 
-function unavailable(error: unknown): AccessError {
-  if (error instanceof AccessError) return error;
-  return new AccessError('quota_unavailable', { reason: 'limitAddress: the store failed' });
+function publish(type: 'store_error' | 'settle_error', cause: unknown): void {
+  if (channelOfFailures.hasSubscribers) channelOfFailures.publish({ type, cause });
+}
+
+function unavailable(reason: string): AccessError {
+  return new AccessError('quota_unavailable', { reason });
 }

@@ -40,6 +40,8 @@ export interface ResponseObserver {
   over(state: RequestState, ending: Ending): void;
   /** Called instead of `over` when a middleware refuses the request before its handler ran. */
   refused?(state: RequestState, error: AccessError): void;
+  /** Called when `authenticate` lets the request through, by each one that does. */
+  authenticated?(): void;
 }
 
 /**
@@ -90,6 +92,11 @@ export function requestState(req: IncomingMessage): RequestState {
 /** The request's state, if any middleware of this package has seen the request. */
 export function knownRequestState(req: IncomingMessage): RequestState | undefined {
   return (req as Carrier)[REQUEST];
+}
+
+/** Tells what waits for the end of the response that `authenticate` has let the request through. */
+export function tellAuthenticated({ observers }: RequestState): void {
+  if (observers !== undefined) for (const observer of observers) observer.authenticated?.();
 }
 
 /** Fields that are missing of those required, with the headers that would supply them. */
