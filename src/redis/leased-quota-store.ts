@@ -80,6 +80,8 @@ export class LeasedQuotaStore implements QuotaStore {
     for (const { window } of ops) {
       if (window.kind !== 'calendar') throw new TypeError('quota: leases need calendar windows');
     }
+    // Debt comes out of the leases too, where they have enough.
+    if (options.mode === 'force') return this.#spend(slot, ops, options) ?? this.#store.take(slot, ops, options);
     if (options.mode !== 'all') return this.#store.take(slot, ops, options);
     const known = options.id === undefined ? undefined : this.#holds.get(`${slot} ${options.id}`);
     if (known !== undefined) return known.result;
@@ -120,7 +122,7 @@ export class LeasedQuotaStore implements QuotaStore {
     refunds: readonly { readonly op: QuotaOp; readonly units: number; readonly used: number }[],
     result: TakeResult,
   ): Promise<void> {
-    if (debts.length > 0) await this.#store.take(slot, debts, { mode: 'force' });
+    if (debts.length > 0) await this.take(slot, debts, { mode: 'force' });
     if (refunds.length === 0) return;
     const taken = { ...result, ops: refunds.map(({ units }) => ({ granted: units, used: 0, resetMs: 0, retryMs: 0 })) };
     await this.#store.settle(
@@ -153,9 +155,11 @@ export class LeasedQuotaStore implements QuotaStore {
 
   /** Gives back what is left of every lease. */
   async close(signal?: AbortSignal): Promise<void> {
+    for (const { timer } of this.#holds.values()) clearTimeout(timer);
+    // What was asked for a moment ago is not burned either.
+    await Promise.allSettled(this.#refills.values());
     const leases = [...this.#leases.values()];
     this.#leases.clear();
-    for (const { timer } of this.#holds.values()) clearTimeout(timer);
     await Promise.allSettled(leases.map((lease) => this.#return(lease)));
     await this.#store.close?.(signal);
   }
@@ -166,7 +170,7 @@ export class LeasedQuotaStore implements QuotaStore {
     const monotonic = this.#clock.monotonic();
     const leases: (Lease | undefined)[] = [];
     for (const op of ops) {
-      const need = op.need ?? op.cost;
+      const need = unitsNeeded(op);
       const lease = need === 0 ? undefined : this.#live(op, now, monotonic);
       if (need > 0 && (lease === undefined || lease.granted - lease.spent < need)) return undefined;
       leases.push(lease);
@@ -205,7 +209,7 @@ export class LeasedQuotaStore implements QuotaStore {
       const known = this.#refusals.get(op.key);
       if (known === undefined || known.endsMs <= monotonic) {
         if (known !== undefined) this.#refusals.delete(op.key);
-      } else if (known.limit === op.limit && (op.need ?? op.cost) >= known.need) {
+      } else if (known.limit === op.limit && unitsNeeded(op) >= known.need) {
         refused = true;
         const { standing, serverNowMs } = known;
         const left = (ms: number): number => Math.max(1, Math.ceil(ms - Math.max(0, now - serverNowMs)));
@@ -246,7 +250,7 @@ export class LeasedQuotaStore implements QuotaStore {
     const now = this.#clock.now() + this.#aheadMs;
     const sentMs = this.#clock.monotonic();
     const lacking = ops.filter((op) => {
-      const need = op.need ?? op.cost;
+      const need = unitsNeeded(op);
       const lease = need === 0 ? undefined : this.#live(op, now, sentMs);
       return need > 0 && (lease === undefined || lease.granted - lease.spent < need);
     });
@@ -258,7 +262,7 @@ export class LeasedQuotaStore implements QuotaStore {
       await this.#return(lease);
     }
     const asked = lacking.map((op) => {
-      const need = op.need ?? op.cost;
+      const need = unitsNeeded(op);
       return { ...op, need, cost: Math.max(need, Math.ceil(op.limit / PART_OF_LIMIT)), reserved: false };
     });
     const taken = await this.#store.take(slot, asked, { mode: 'upTo', share: this.#replicas * SHARES_PER_REPLICA });
@@ -340,6 +344,11 @@ export class LeasedQuotaStore implements QuotaStore {
       part.units = 0;
     }
   }
+}
+
+/** What a lease must have: it is never spent beyond what was granted. */
+function unitsNeeded({ need = 0, cost }: QuotaOp): number {
+  return Math.max(need, cost);
 }
 
 function startOf({ window }: QuotaOp, ms: number): number {

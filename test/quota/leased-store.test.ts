@@ -114,6 +114,31 @@ describeWith('redis', 'a leased quota', () => {
     expect(after - before).toBe(1);
   });
 
+  it('books what is known only afterwards from the lease, and in Redis what the lease has not', async () => {
+    const store = leased();
+    const tokens = op('debt', { cost: 0, need: 1 });
+    await store.take('s', [tokens], { mode: 'all' });
+    const scripts = async () => Number(/cmdstat_evalsha:calls=(\d+)/.exec(await client.info('commandstats'))?.[1]);
+    const before = await scripts();
+    for (let call = 0; call < 3; call++) {
+      const booked = store.take('s', [op('debt', { cost: 3 })], { mode: 'force' });
+      expect(booked).toMatchObject({ allowed: true, ops: [{ granted: 3, used: 3 * (call + 1) }] });
+    }
+    expect(await scripts()).toBe(before);
+    await store.take('s', [op('debt', { cost: 3 })], { mode: 'force' });
+    expect(await scripts()).toBe(before + 1);
+    await store.close?.();
+    expect(await used(tokens)).toBe(12);
+  });
+
+  it('gives back on closing what it asked for a moment before', async () => {
+    const store = leased();
+    const asking = store.take('s', [op('closing')], { mode: 'all' });
+    await store.close?.();
+    expect((await asking).allowed).toBe(true);
+    expect(await used(op('closing'))).toBe(1);
+  });
+
   it('remembers for a second what was used up: not for a smaller need, another limit, or after a reset', async () => {
     const store = leased();
     const tight = (change: Partial<QuotaOp> = {}): QuotaOp => op('tight', { limit: 10, ...change });
