@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { OptionsParser } from '../errors/options-parser.js';
 import { standing } from '../quota/memory-counter.js';
 import {
@@ -11,6 +12,7 @@ import {
   type TakeResult,
 } from '../quota/quota-store.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
+import { READY_WAIT_MS } from '../runtime/lifecycle.js';
 import { LeasedQuotaStore } from './leased-quota-store.js';
 import { QUOTA_SCRIPT } from './quota-script.js';
 import { isRedisClient, type RedisClient, redisCommand, redisScript } from './redis-client.js';
@@ -35,7 +37,8 @@ export interface RedisQuotaStoreOptions {
 const BREAKER_FAILURES = 5;
 /** Milliseconds for which it is. */
 const BREAKER_MS = 1_000;
-const NO_WINDOW = { startMs: 0, endMs: 0 };
+/** Milliseconds after which `ready` asks again. */
+const ASK_AGAIN_MS = 50;
 const KIND = { gcra: 'g', calendar: 'c', concurrent: 'n' } as const;
 const PREFIX = /^[A-Za-z0-9._:-]{1,64}$/;
 
@@ -76,6 +79,12 @@ interface Closable {
   disconnect?(): unknown;
 }
 
+/** What is used of an ioredis client beside its commands. */
+interface Ioredis {
+  readonly options?: { readonly redisOptions?: object };
+  duplicate(...overrides: unknown[]): RedisClient & Closable & { on(event: string, listener: () => void): void };
+}
+
 class CountersInRedis implements QuotaStore {
   readonly #run: ReturnType<typeof redisScript>;
   readonly #prefix: string;
@@ -97,13 +106,53 @@ class CountersInRedis implements QuotaStore {
     this.#clock = clock;
   }
 
-  async take(slot: string, ops: readonly QuotaOp[], options: TakeOptions): Promise<TakeResult> {
+  take(slot: string, ops: readonly QuotaOp[], options: TakeOptions): Promise<TakeResult> {
     checkOps(ops, options);
-    const { mode, id = '', holdMs = HOLD_MS, share = 1 } = options;
-    if (mode === 'all' && id === '' && ops.length > 0) {
-      const charged = await this.#charge(slot, ops);
-      if (charged !== undefined) return charged;
+    const isPlain = options.mode === 'all' && (options.id ?? '') === '' && ops.length > 0;
+    return isPlain ? this.#charge(slot, ops, options) : this.#take(slot, ops, options);
+  }
+
+  /** The short way, for what is charged without an id. */
+  #charge(slot: string, ops: readonly QuotaOp[], options: TakeOptions): Promise<TakeResult> {
+    const nowMs = this.#clock.now() + this.#aheadMs;
+    const keys: string[] = [];
+    let kinds = '';
+    let numbers = '';
+    for (const { key, window, limit, cost, need } of ops) {
+      if (window.kind === 'concurrent') return this.#take(slot, ops, options);
+      const name = `${this.#prefix}:{${slot}}:${key}`;
+      numbers += `${numbers === '' ? '[' : ','}${limit},${need ?? cost},${cost},`;
+      if (window.kind === 'gcra') {
+        keys.push(name);
+        numbers += `${window.burst},${window.periodMs}`;
+      } else {
+        const { startMs, endMs } = window.at(nowMs);
+        keys.push(`${name}:${startMs}`);
+        numbers += `${startMs},${endMs}`;
+      }
+      kinds += KIND[window.kind];
     }
+    return this.#guard(
+      () => this.#run(keys, ['charge', kinds, `${numbers}]`]),
+      (answer) => {
+        const verdict = Number(answer[0]);
+        if (verdict < 0) return this.#take(slot, ops, options);
+        const allowed = verdict === 1;
+        const serverNowMs = Number(answer[1]);
+        return {
+          allowed,
+          serverNowMs,
+          ops: ops.map((op, index) => {
+            const used = readLevel(op, answer[2 + index]);
+            return standing(op, used, 0, serverNowMs, allowed ? 0 : (op.need ?? op.cost), allowed ? op.cost : 0);
+          }),
+        };
+      },
+    );
+  }
+
+  async #take(slot: string, ops: readonly QuotaOp[], options: TakeOptions): Promise<TakeResult> {
+    const { mode, id = '', holdMs = HOLD_MS, share = 1 } = options;
     const head = ['take', mode, id, String(Math.ceil(holdMs)), String(share)];
     const answer = await this.#onTime(slot, head, ops);
     const results: OpResult[] = [];
@@ -117,33 +166,6 @@ class CountersInRedis implements QuotaStore {
       });
     }
     return { allowed: Number(answer[0]) === 1, serverNowMs: Number(answer[1]), ops: results };
-  }
-
-  /** The short way, for what is charged without an id; undefined where it has to be the long one. */
-  async #charge(slot: string, ops: readonly QuotaOp[]): Promise<TakeResult | undefined> {
-    const nowMs = this.#clock.now() + this.#aheadMs;
-    const keys: string[] = [];
-    const args = ['charge'];
-    for (const { key, window, limit, cost, need } of ops) {
-      if (window.kind === 'concurrent') return undefined;
-      const { startMs, endMs } = window.kind === 'calendar' ? window.at(nowMs) : NO_WINDOW;
-      const [first, second] = window.kind === 'gcra' ? [window.burst, window.periodMs] : [startMs, endMs];
-      keys.push(`${this.#prefix}:{${slot}}:${window.kind === 'gcra' ? key : `${key}:${startMs}`}`);
-      args.push(KIND[window.kind], String(limit), String(need ?? cost), String(cost), String(first), String(second));
-    }
-    const answer = await this.#guard(() => this.#run(keys, args));
-    const verdict = Number(answer[0]);
-    const serverNowMs = Number(answer[1]);
-    if (verdict < 0) return undefined;
-    const allowed = verdict === 1;
-    return {
-      allowed,
-      serverNowMs,
-      ops: ops.map((op, index) => {
-        const used = Number.parseFloat(String(answer[2 + index]));
-        return standing(op, used, 0, serverNowMs, allowed ? 0 : (op.need ?? op.cost), allowed ? op.cost : 0);
-      }),
-    };
   }
 
   async settle(slot: string, hold: string | Charge, actual: readonly number[]): Promise<void> {
@@ -162,8 +184,18 @@ class CountersInRedis implements QuotaStore {
     await this.#onTime(slot, ['reset', '', '', '0', '1'], ops);
   }
 
-  async ready(): Promise<void> {
-    await this.#onTime('ready', ['reset', '', '', '0', '1'], []);
+  /** A connection that is being made has up to 5 s. */
+  async ready(signal?: AbortSignal): Promise<void> {
+    const endsMs = performance.now() + READY_WAIT_MS;
+    for (;;) {
+      try {
+        await this.#onTime('ready', ['reset', '', '', '0', '1'], []);
+        return;
+      } catch (error) {
+        if (this.#closed || signal?.aborted === true || performance.now() >= endsMs) throw error;
+        await sleep(ASK_AGAIN_MS, undefined, { ref: false });
+      }
+    }
   }
 
   async close(): Promise<void> {
@@ -187,23 +219,52 @@ class CountersInRedis implements QuotaStore {
   }
 
   #call(slot: string, args: readonly string[]): Promise<unknown[]> {
-    return this.#guard(() => this.#run([`${this.#prefix}:{${slot}}`], args));
+    return this.#guard(
+      () => this.#run([`${this.#prefix}:{${slot}}`], args),
+      (answer) => answer,
+    );
   }
 
-  /** The deadline and the circuit breaker. */
-  async #guard(work: () => Promise<unknown>): Promise<unknown[]> {
-    if (this.#closed) throw new Error('the quota store is closed');
-    if (this.#clock.monotonic() < this.#closedUntilMs) throw new Error('Redis failed a moment ago and is left alone');
-    try {
-      const answer = (await inTime(this.#deadlineMs, work())) as unknown[];
-      this.#failures = 0;
-      return answer;
-    } catch (error) {
-      this.#failures += 1;
-      if (this.#failures >= BREAKER_FAILURES) this.#closedUntilMs = this.#clock.monotonic() + BREAKER_MS;
-      throw error;
-    }
+  /**
+   * The deadline and the circuit breaker. On a busy machine the timer may be due before answers that have arrived are read:
+   * they get one more turn. One promise for all of it: this runs for every request.
+   */
+  #guard<T>(work: () => Promise<unknown>, read: (answer: unknown[]) => T | Promise<T>): Promise<T> {
+    return new Promise((resolve, reject) => {
+      if (this.#closed) throw new Error('the quota store is closed');
+      if (this.#clock.monotonic() < this.#closedUntilMs) throw new Error('Redis failed a moment ago and is left alone');
+      let isOver = false;
+      const fail = (error: unknown): void => {
+        if (isOver) return;
+        isOver = true;
+        clearTimeout(timer);
+        this.#failures += 1;
+        if (this.#failures >= BREAKER_FAILURES) this.#closedUntilMs = this.#clock.monotonic() + BREAKER_MS;
+        reject(error);
+      };
+      const timer = setTimeout(() => {
+        setImmediate(fail, new Error(`no answer within ${this.#deadlineMs} ms`));
+      }, this.#deadlineMs);
+      work().then((answer) => {
+        if (isOver) return;
+        isOver = true;
+        clearTimeout(timer);
+        this.#failures = 0;
+        try {
+          resolve(read(answer as unknown[]));
+        } catch (error) {
+          reject(error);
+        }
+      }, fail);
+    });
   }
+}
+
+/** What the short way answers of a counter: a sum, or the level of a rate in millionths. */
+function readLevel({ window }: QuotaOp, answer: unknown): number {
+  const text = String(answer);
+  if (window.kind !== 'gcra') return Number(text);
+  return text.startsWith('L') ? Number(text.slice(1)) : Number(text) / 1e6;
 }
 
 /** The script's arguments: the head, then eight for each op, in the window of this instant. */
@@ -225,40 +286,24 @@ function spell(head: string[], ops: readonly QuotaOp[], nowMs: number): string[]
   return head;
 }
 
-/** A connection that does not send a command twice; node-redis does not by itself. */
+/**
+ * A connection that does not send a command twice. ioredis does it in three ways: after a reconnect, per request, and, on a
+ * cluster, when a node's connection is closed. node-redis does not.
+ */
 function careful(redis: RedisClient): { client: RedisClient; own: Closable | undefined } {
   if (!('call' in redis)) return { client: redis, own: undefined };
   const settings = { autoResendUnfulfilledCommands: false, maxRetriesPerRequest: 0, lazyConnect: true };
-  const isCluster = 'nodes' in redis;
-  const duplicate = redis.duplicate as (
-    ...args: unknown[]
-  ) => RedisClient & Closable & { on(event: string, listener: () => void): void };
-  const client = isCluster
-    ? duplicate.call(redis, [], { lazyConnect: true, redisOptions: settings })
-    : duplicate.call(redis, settings);
+  const { duplicate, options } = redis as Ioredis;
+  const client =
+    'nodes' in redis
+      ? duplicate.call(redis, [], {
+          lazyConnect: true,
+          retryDelayOnFailover: 0,
+          // ioredis 5 would put these in the place of the app's own, with its password.
+          redisOptions: { ...options?.redisOptions, ...settings },
+        })
+      : duplicate.call(redis, settings);
   // What fails is told to whoever waits for a command.
   client.on('error', () => {});
   return { client, own: client };
-}
-
-/**
- * Rejects when there is no answer in time. On a busy machine the timer may be due before answers that have arrived are
- * read: they get one more turn.
- */
-function inTime<T>(deadlineMs: number, work: Promise<T>): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => {
-      setImmediate(() => reject(new Error(`no answer within ${deadlineMs} ms`)));
-    }, deadlineMs);
-    work.then(
-      (value) => {
-        clearTimeout(timer);
-        resolve(value);
-      },
-      (error) => {
-        clearTimeout(timer);
-        reject(error);
-      },
-    );
-  });
 }

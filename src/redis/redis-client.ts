@@ -37,7 +37,7 @@ export function isRedisClient(value: unknown): value is RedisClient {
 
 /** One way to send a command, whichever client it is. */
 export function redisCommand(client: RedisClient): RedisCommand {
-  if ('call' in client) return async ([name, ...rest]) => client.call(String(name), ...rest);
+  if ('call' in client) return (args) => client.call(...(args as [string]));
   if ('masters' in client) return async (args, key = '') => client.sendCommand(key, false, args);
   return async (args) => client.sendCommand(args);
 }
@@ -49,15 +49,13 @@ export function redisCommand(client: RedisClient): RedisCommand {
  */
 export function redisScript(command: RedisCommand, source: string) {
   const sha = createHash('sha1').update(source).digest('hex');
-  return async (keys: readonly string[], args: readonly string[]): Promise<unknown> => {
+  return (keys: readonly string[], args: readonly string[]): Promise<unknown> => {
     const rest = [String(keys.length), ...keys, ...args];
-    try {
-      return await command(['EVALSHA', sha, ...rest], keys[0]);
-    } catch (error) {
+    return command(['EVALSHA', sha, ...rest], keys[0]).catch((error: unknown) => {
       // A restarted Redis has forgotten its scripts.
       if (!(error instanceof Error && error.message.startsWith('NOSCRIPT'))) throw error;
       return command(['EVAL', source, ...rest], keys[0]);
-    }
+    });
   };
 }
 

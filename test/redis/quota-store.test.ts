@@ -1,10 +1,10 @@
-import { Cluster, Redis } from 'ioredis';
-import { createClient, createCluster } from 'redis';
+import { Redis } from 'ioredis';
+import { createClient } from 'redis';
 import { memoryQuotaStore, type QuotaOp, type QuotaStore } from 'tollkeeper';
 import { redisQuotaStore } from 'tollkeeper/redis';
 import { quotaStoreContract } from 'tollkeeper/testing';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { describeWith, type RunningServer, startRedis, startRedisCluster } from '../support/index.js';
+import { describeWith, type RunningServer, startRedis } from '../support/index.js';
 
 const HOUR = 3_600_000;
 const GENEROUS = { deadlineSeconds: 5 };
@@ -183,6 +183,22 @@ describeWith('redis', 'redisQuotaStore', () => {
     await store.close?.();
   });
 
+  it('is ready once Redis answers, within 5 s, and not when it never does', async () => {
+    const own = await startRedis();
+    own.pause();
+    const client = new Redis(own.port, '127.0.0.1', { lazyConnect: true });
+    client.on('error', () => {});
+    const store = redisQuotaStore(client, { deadlineSeconds: 0.05 });
+    const ready = store.ready?.();
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    own.resume();
+    await ready;
+    own.pause();
+    await expect(store.ready?.(AbortSignal.timeout(200))).rejects.toThrow();
+    await store.close?.();
+    await own.stop();
+  });
+
   it('never sends a charge again when the connection breaks', async () => {
     const own = await startRedis({ persist: true });
     const client = new Redis(own.port, '127.0.0.1', { retryStrategy: () => 20 });
@@ -322,45 +338,5 @@ describeWith('redis', 'redisQuotaStore', () => {
       redisQuotaStore({} as never, { prefix: '{x}', deadlineSeconds: 0, lease: { replicas: 0 }, other: 1 } as never),
     ).toThrow(/unknown option "other".*a client of.*prefix must be.*deadlineSeconds.*lease\.replicas/);
     expect(() => redisQuotaStore(ioredis, { lease: {} as never })).toThrow('lease.replicas');
-  });
-});
-
-describeWith('redis', 'redisQuotaStore on a cluster of three', () => {
-  let cluster: Awaited<ReturnType<typeof startRedisCluster>>;
-  beforeAll(async () => {
-    cluster = await startRedisCluster();
-  });
-  afterAll(async () => {
-    await cluster?.stop();
-  });
-
-  it('decides about several counters in one step, wherever their slot lives', async () => {
-    const ioredis = new Cluster(cluster.nodes.map(({ host, port }) => ({ host, port })));
-    ioredis.on('error', () => {});
-    const nodeRedis = createCluster({
-      rootNodes: cluster.nodes.map(({ host, port }) => ({ url: `redis://${host}:${port}` })),
-    });
-    await nodeRedis.connect();
-    for (const store of [
-      redisQuotaStore(ioredis as never, GENEROUS),
-      redisQuotaStore(nodeRedis as never, { ...GENEROUS, prefix: 'n' }),
-    ]) {
-      for (let slot = 0; slot < 20; slot++) {
-        const ops = ['a', 'b', 'c'].map(
-          (key): QuotaOp => ({ key, window: { kind: 'gcra', periodMs: 1_000 * HOUR, burst: 5 }, limit: 5, cost: 2 }),
-        );
-        const statuses = [];
-        for (let i = 0; i < 3; i++)
-          statuses.push((await store.take(`slot-${slot}`, ops, { mode: 'all', id: `id-${i}` })).allowed);
-        expect(statuses).toEqual([true, true, false]);
-        await store.settle(`slot-${slot}`, 'id-0', [0, 0, 0]);
-        expect((await store.take(`slot-${slot}`, ops, { mode: 'peek' })).ops.map(({ used }) => used)).toEqual([
-          2, 2, 2,
-        ]);
-      }
-      await store.close?.();
-    }
-    ioredis.disconnect();
-    nodeRedis.destroy();
   });
 });
