@@ -344,7 +344,11 @@ describeWith('redis', 'a quota on Redis', () => {
     const store = redisQuotaStore(client, { deadlineSeconds: 10 });
     ends.push(() => store.close?.());
     const op: QuotaOp = { key: 'k', window: { kind: 'gcra', periodMs: 400, burst: 4 }, limit: 4, cost: 1 };
-    await client.set('tollkeeper:quota:{s}:k', `4 ${Date.now() + HOUR_MS}`, 'PX', HOUR_MS);
+    // As the script keeps it: the level, and when it was last drained.
+    const ahead = Buffer.alloc(16);
+    ahead.writeDoubleLE(4, 0);
+    ahead.writeDoubleLE(Date.now() + HOUR_MS, 8);
+    await client.set('tollkeeper:quota:{s}:k', ahead, 'PX', HOUR_MS);
     expect((await store.take('s', [op], { mode: 'all' })).allowed).toBe(false);
     await expect
       .poll(async () => (await store.take('s', [op], { mode: 'all' })).allowed, { timeout: 5_000 })
