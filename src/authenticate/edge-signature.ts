@@ -18,7 +18,8 @@ const FORM = /^t=(\d{1,12}),v=([A-Za-z0-9_-]{43})$/;
 
 /**
  * The value of the signature header with which an edge proves that it set the others: `t=<seconds>,v=<MAC>`, an
- * HMAC-SHA-256 over the method, the URL, the timestamp and every header under the prefix.
+ * HMAC-SHA-256 in base64url over `v1`, the timestamp, the method, the URL, and name and value of every header under the
+ * prefix, by lower-case name. Before each stand its length in bytes and a colon. Neither host nor body are signed.
  *
  * @param secret at least 32 bytes, shared with `edgeVerifier({ trust: { secret } })`.
  */
@@ -49,7 +50,8 @@ function mac(secret: string | Uint8Array, { method, url, headers, timestamp }: S
     .sort((a, b) => (a.name < b.name ? -1 : a.name > b.name ? 1 : a.index - b.index));
   // Length-prefixed, so that no two requests spell the same bytes.
   for (const part of ['v1', String(timestamp), method, url, ...sorted.flatMap(({ name, value }) => [name, value])]) {
-    const bytes = Buffer.from(part, 'utf8');
+    // The bytes on the wire: Node reads each as one character.
+    const bytes = Buffer.from(part, 'latin1');
     hmac.update(`${bytes.length}:`).update(bytes);
   }
   return hmac.digest();
