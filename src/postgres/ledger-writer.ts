@@ -2,7 +2,6 @@ import { createHash } from 'node:crypto';
 import { SinkError } from '../errors/sink-error.js';
 import type { UsageEvent } from '../meter/usage-event.js';
 import { Arrivals } from '../usage/arrivals.js';
-import { isBookable } from '../usage/bookable.js';
 import {
   joinAmount,
   keyText,
@@ -49,14 +48,14 @@ export class LedgerWriter {
   }
 
   /**
-   * Enters the events that are bookable.
+   * Enters events, which must be bookable.
    *
    * @param signal closes the connection when it aborts: one that hangs would block a place of the pool.
    * @throws SinkError to have the batch split when PostgreSQL cannot hold a value in it.
    */
   async write(events: readonly UsageEvent[], signal: AbortSignal | undefined): Promise<void> {
-    const batch = events.filter(isBookable).sort(bySourceAndSeq);
-    if (batch.length === 0) return;
+    if (events.length === 0) return;
+    const batch = [...events].sort(bySourceAndSeq);
     const enter = (): Promise<void> =>
       onConnection(this.#pool, (connection, spoil) => this.#enter(connection, spoil, batch), signal);
     try {

@@ -1,6 +1,6 @@
 import type { SourceNote } from '../meter/sink.js';
 import type { UsageEvent } from '../meter/usage-event.js';
-import { verdictsOn } from '../usage/bookable.js';
+import { isBookable, verdictsOn } from '../usage/bookable.js';
 import { addEvent, addRollup } from '../usage/event-totals.js';
 import type { Ledger } from '../usage/ledger.js';
 import {
@@ -158,8 +158,9 @@ export function postgresLedger(pool: PostgresPool, options: PostgresLedgerOption
     },
     async close() {},
     async write(events, signal) {
-      await writer.write(events, signal);
-      return verdictsOn(events);
+      const taken = events.filter(isBookable);
+      await writer.write(taken, signal);
+      return verdictsOn(events, taken);
     },
     async sourceNotes(notes: readonly SourceNote[], signal?: AbortSignal) {
       if (notes.length === 0) return;

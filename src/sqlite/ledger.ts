@@ -101,7 +101,7 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
     const at = Date.parse(event.time);
     // Its row may have been deleted: then the sequence number tells that it was here.
     if (at < prunedMs && arrivals.had(event)) return false;
-    const keyId = event.corrects === undefined ? keyIdOf(event) : originalKeyOf(event.corrects);
+    const keyId = event.corrects === undefined ? keyIdOf(event) : undefined;
     const { changes: inserted } = sql(
       `INSERT INTO tollkeeper_events (id, source, time_ms, seq, key_id, corrects, request_id, json)
        VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
@@ -116,8 +116,7 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
       JSON.stringify(event),
     );
     if (Number(inserted) === 0) return false;
-    if (keyId !== undefined) changes.add(keyId, at, event, event.corrects === undefined);
-    if (event.corrects === undefined && keyId !== undefined) bookWaiting(event.id, keyId, changes);
+    if (keyId !== undefined) changes.add(keyId, at, event, true);
     return true;
   }
 
@@ -128,14 +127,22 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
     return row == null ? undefined : (row as { key_id: number }).key_id;
   }
 
-  /** Books the corrections that came before the event that they correct. */
-  function bookWaiting(id: string, keyId: number, changes: RollupChanges<number>): void {
-    const waiting = sql(
-      'SELECT rowid AS row, time_ms, json FROM tollkeeper_events WHERE corrects = ? AND key_id IS NULL',
-    ).all(id) as { row: number; time_ms: number; json: string }[];
-    for (const { row, time_ms, json } of waiting) {
-      changes.add(keyId, time_ms, JSON.parse(json) as UsageEvent, false);
-      sql('UPDATE tollkeeper_events SET key_id = ? WHERE rowid = ?').run(keyId, row);
+  /** Books the corrections of this batch whose original is here, and those that waited for an event of this batch. */
+  function bookCorrections(batch: readonly UsageEvent[], changes: RollupChanges<number>): void {
+    const waiting = 'FROM tollkeeper_events WHERE corrects IS NOT NULL AND key_id IS NULL';
+    if (sql(`SELECT 1 ${waiting} LIMIT 1`).get() == null) return;
+    for (const id of new Set(batch.map((event) => event.corrects ?? event.id))) {
+      const rows = sql(`SELECT rowid AS row, time_ms, json ${waiting} AND corrects = ?`).all(id) as {
+        row: number;
+        time_ms: number;
+        json: string;
+      }[];
+      const keyId = rows.length === 0 ? undefined : originalKeyOf(id);
+      if (keyId === undefined) continue;
+      for (const { row, time_ms, json } of rows) {
+        changes.add(keyId, time_ms, JSON.parse(json) as UsageEvent, false);
+        sql('UPDATE tollkeeper_events SET key_id = ? WHERE rowid = ?').run(keyId, row);
+      }
     }
   }
 
@@ -270,14 +277,14 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
       statements.clear();
     },
     async write(events): Promise<readonly Verdict[]> {
+      const taken = events.filter(isBookable);
       try {
         inTransaction(db, () => {
-          const arrivals = new Arrivals([...new Set(events.map(({ source }) => source))].map(loadSource));
+          const arrivals = new Arrivals([...new Set(taken.map(({ source }) => source))].map(loadSource));
           const changes = new RollupChanges<number>();
           const pruned = prunedMs();
-          for (const event of events) {
-            if (isBookable(event) && enter(event, changes, pruned, arrivals)) arrivals.note(event);
-          }
+          for (const event of taken) if (enter(event, changes, pruned, arrivals)) arrivals.note(event);
+          bookCorrections(taken, changes);
           bookRollups(changes);
           for (const record of arrivals.changed()) saveSource(record);
         });
@@ -286,7 +293,7 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
         keyIds.clear();
         throw error;
       }
-      return verdictsOn(events);
+      return verdictsOn(events, taken);
     },
     async sourceNotes(notes: readonly SourceNote[]) {
       inTransaction(db, () => {

@@ -9,6 +9,12 @@ const QUANTITY = /^[A-Za-z_][A-Za-z0-9_.-]{0,63}$/;
 /** No control characters and no halves of characters, and short enough for an index. */
 const NAME = /^[^\p{Cc}\p{Cs}]{1,200}$/u;
 
+const DELIVERED: Verdict = { outcome: 'delivered' };
+const REJECTED: Verdict = {
+  outcome: 'reject',
+  reason: 'the event has no usable id, source, seq, time, type, billable, quantities or dimensions',
+};
+
 /** Whether a ledger can book an event: a pipeline's events all can be. */
 export function isBookable(event: UsageEvent): boolean {
   if (typeof event !== 'object' || event === null) return false;
@@ -28,16 +34,11 @@ export function isBookable(event: UsageEvent): boolean {
   );
 }
 
-/** The verdicts on a batch whose bookable events were entered. */
-export function verdictsOn(events: readonly UsageEvent[]): Verdict[] {
-  return events.map((event) =>
-    isBookable(event)
-      ? { outcome: 'delivered' }
-      : {
-          outcome: 'reject',
-          reason: 'the event has no usable id, source, seq, time, type, billable, quantities or dimensions',
-        },
-  );
+/** The verdicts on a batch of which `taken` were entered. */
+export function verdictsOn(events: readonly UsageEvent[], taken: readonly UsageEvent[]): Verdict[] {
+  if (taken.length === events.length) return events.map(() => DELIVERED);
+  const entered = new Set(taken);
+  return events.map((event) => (entered.has(event) ? DELIVERED : REJECTED));
 }
 
 function isName(value: unknown): boolean {

@@ -43,8 +43,9 @@ export function memoryLedger({ name = 'ledger' }: { name?: string } = {}): Ledge
     name,
     limits: { maxEvents: 2_000, maxBytes: 4 * 1024 * 1024 },
     async write(batch) {
-      for (const event of batch) if (isBookable(event)) enter(event);
-      return verdictsOn(batch);
+      const taken = batch.filter(isBookable);
+      for (const event of taken) enter(event);
+      return verdictsOn(batch, taken);
     },
     async sourceNotes(notes: readonly SourceNote[]) {
       for (const note of notes) enterNote(recordOf(note.source), note);
