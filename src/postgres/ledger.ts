@@ -68,32 +68,48 @@ export function postgresLedger(pool: PostgresPool, options: PostgresLedgerOption
   const { name = 'ledger', concurrency = 2 } = options;
   const writer = new LedgerWriter(pool);
 
+  /** What there are roll-ups of. */
+  async function bookedStretch(connection: PostgresConnection): Promise<Stretch | undefined> {
+    const { rows } = await connection.query(
+      'SELECT min(bucket) AS first, max(bucket) AS last FROM tollkeeper_rollups WHERE tier = $1',
+      [QUARTER_MS],
+    );
+    const { first, last } = rows[0] ?? {};
+    return first == null ? undefined : { fromMs: Number(first), toMs: Number(last) + QUARTER_MS };
+  }
+
   async function addRollups(
     connection: PostgresConnection,
     totals: UsageTotals,
     query: ParsedQuery,
     tier: number,
-    { fromMs, toMs }: Stretch,
+    stretches: readonly Stretch[],
   ): Promise<void> {
+    if (stretches.length === 0) return;
     const wanted = ROLLUP_KEYS.map((key, index) => ({ key, column: ROLLUP_COLUMNS[index] as string }));
     const grouped = wanted.filter(({ key }) => query.keys.includes(key));
     const filters = wanted.filter(({ key }) => query.filter[key] !== undefined);
-    const bucket = query.intervalStart === undefined ? [] : ['bucket'];
-    const inner = [...bucket, 'key_id', 'quantity'].join(', ');
-    const columns = [...bucket, ...grouped.map(({ column }) => column), 'billable', 'quantity'].join(', ');
-    const where = filters.map(({ column }, index) => `${column} = $${index + 4}`).join(' AND ');
+    const columns = ['start_ms', ...grouped.map(({ column }) => column), 'billable', 'quantity'].join(', ');
+    const where = filters.map(({ column }, index) => `${column} = $${index + 5}`).join(' AND ');
     const { rows } = await connection.query(
       `SELECT ${columns}, SUM(amount)::text AS amount
-       FROM (SELECT ${inner}, SUM(amount) AS amount FROM tollkeeper_rollups
-             WHERE tier = $1 AND bucket >= $2 AND bucket < $3 GROUP BY ${inner}) AS sums
+       FROM unnest($2::bigint[], $3::bigint[], $4::bigint[]) AS stretch (from_ms, to_ms, start_ms)
+       CROSS JOIN LATERAL (SELECT key_id, quantity, SUM(amount) AS amount FROM tollkeeper_rollups
+         WHERE tier = $1 AND bucket >= from_ms AND bucket < to_ms GROUP BY key_id, quantity) AS sums
        JOIN tollkeeper_usage_keys USING (key_id)
        ${where === '' ? '' : `WHERE ${where}`}
        GROUP BY ${columns}`,
-      [tier, fromMs, toMs, ...filters.map(({ key }) => keyText(query.filter[key] ?? ''))],
+      [
+        tier,
+        stretches.map(({ fromMs }) => fromMs),
+        stretches.map(({ toMs }) => toMs),
+        stretches.map(({ startMs }) => startMs ?? null),
+        ...filters.map(({ key }) => keyText(query.filter[key] ?? '')),
+      ],
     );
     for (const row of rows) {
       addRollup(totals, query, {
-        bucket: Number(row.bucket),
+        startMs: row.start_ms === null ? undefined : Number(row.start_ms),
         values: Object.fromEntries(grouped.map(({ key, column }) => [key, String(row[column])])),
         billable: row.billable === true,
         quantity: String(row.quantity),
@@ -179,9 +195,9 @@ export function postgresLedger(pool: PostgresPool, options: PostgresLedgerOption
       const query = parseUsageQuery(given);
       return onSnapshot(async (connection) => {
         const totals = new UsageTotals();
-        const plan = planUsage(query);
-        for (const stretch of plan.days) await addRollups(connection, totals, query, DAY_MS, stretch);
-        for (const stretch of plan.quarters) await addRollups(connection, totals, query, QUARTER_MS, stretch);
+        const plan = planUsage(query, await bookedStretch(connection));
+        await addRollups(connection, totals, query, DAY_MS, plan.days);
+        await addRollups(connection, totals, query, QUARTER_MS, plan.quarters);
         for (const stretch of plan.events) {
           for await (const { event, attributed } of stream(connection, stretch)) {
             addEvent(totals, query, event, attributed);

@@ -195,28 +195,45 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
     return row == null ? Number.NEGATIVE_INFINITY : Number((row as { value: number }).value);
   }
 
-  function addRollups(totals: UsageTotals, query: ParsedQuery, tier: number, { fromMs, toMs }: Stretch): void {
+  /** What there are roll-ups of. */
+  function bookedStretch(): Stretch | undefined {
+    const edge = (which: 'MIN' | 'MAX'): number | null =>
+      (
+        sql(`SELECT ${which}(bucket) AS bucket FROM tollkeeper_rollups WHERE tier = ${QUARTER_MS}`).get() as {
+          bucket: number | null;
+        }
+      ).bucket;
+    const [first, last] = [edge('MIN'), edge('MAX')];
+    return first === null || last === null ? undefined : { fromMs: first, toMs: last + QUARTER_MS };
+  }
+
+  function addRollups(totals: UsageTotals, query: ParsedQuery, tier: number, stretches: readonly Stretch[]): void {
+    if (stretches.length === 0) return;
     const wanted = ROLLUP_KEYS.map((key, index) => ({ key, column: ROLLUP_COLUMNS[index] as string }));
     const grouped = wanted.filter(({ key }) => query.keys.includes(key));
     const filters = wanted.filter(({ key }) => query.filter[key] !== undefined);
-    const bucket = query.intervalStart === undefined ? [] : ['bucket'];
-    const columns = [...bucket, ...grouped.map(({ column }) => column), 'billable', 'quantity'];
+    const columns = ['stretch', ...grouped.map(({ column }) => column), 'billable', 'quantity'].join(', ');
     const rows = sql(
-      `SELECT ${columns.join(', ')}, CAST(SUM(high) AS TEXT) AS high, CAST(SUM(low) AS TEXT) AS low
-       FROM (SELECT ${[...bucket, 'key_id', 'quantity'].join(', ')}, SUM(high) AS high, SUM(low) AS low
-             FROM tollkeeper_rollups WHERE tier = ? AND bucket >= ? AND bucket < ?
-             GROUP BY ${[...bucket, 'key_id', 'quantity'].join(', ')})
+      `SELECT ${columns}, CAST(SUM(high) AS TEXT) AS high, CAST(SUM(low) AS TEXT) AS low
+       FROM (SELECT s.key AS stretch, key_id, quantity, SUM(high) AS high, SUM(low) AS low
+             FROM json_each(?) AS s CROSS JOIN tollkeeper_rollups
+             WHERE tier = ? AND bucket >= json_extract(s.value, '$[0]') AND bucket < json_extract(s.value, '$[1]')
+             GROUP BY s.key, key_id, quantity)
        JOIN tollkeeper_usage_keys USING (key_id)
        ${filters.length === 0 ? '' : `WHERE ${filters.map(({ column }) => `${column} = ?`).join(' AND ')}`}
-       GROUP BY ${columns.join(', ')}`,
-    ).all(tier, fromMs, toMs, ...filters.map(({ key }) => keyText(query.filter[key] ?? ''))) as Record<string, never>[];
+       GROUP BY ${columns}`,
+    ).all(
+      JSON.stringify(stretches.map(({ fromMs, toMs }) => [fromMs, toMs])),
+      tier,
+      ...filters.map(({ key }) => keyText(query.filter[key] ?? '')),
+    ) as Record<string, string | number>[];
     for (const row of rows) {
       addRollup(totals, query, {
-        bucket: row.bucket,
-        values: Object.fromEntries(grouped.map(({ key, column }) => [key, row[column] as unknown as string])),
+        startMs: stretches[Number(row.stretch)]?.startMs,
+        values: Object.fromEntries(grouped.map(({ key, column }) => [key, String(row[column])])),
         billable: Number(row.billable) === 1,
-        quantity: row.quantity as unknown as string,
-        amount: joinAmount(BigInt(row.high as unknown as string), BigInt(row.low as unknown as string)),
+        quantity: String(row.quantity),
+        amount: joinAmount(BigInt(row.high as string), BigInt(row.low as string)),
       });
     }
   }
@@ -307,12 +324,12 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
     async usage(given) {
       const query = parseUsageQuery(given);
       const totals = new UsageTotals();
-      const plan = planUsage(query);
       // One snapshot for the report, though another process writes meanwhile.
       db.exec('BEGIN');
       try {
-        for (const stretch of plan.days) addRollups(totals, query, DAY_MS, stretch);
-        for (const stretch of plan.quarters) addRollups(totals, query, QUARTER_MS, stretch);
+        const plan = planUsage(query, bookedStretch());
+        addRollups(totals, query, DAY_MS, plan.days);
+        addRollups(totals, query, QUARTER_MS, plan.quarters);
         for (const stretch of plan.events) {
           for (const { event, attributed } of stream(stretch)) addEvent(totals, query, event, attributed);
         }

@@ -33,8 +33,8 @@ export function addEvent(
 
 /** A row of the roll-ups as a database sums it. */
 export interface RollupSum {
-  /** Absent without an interval. */
-  readonly bucket?: number;
+  /** The first instant of its interval, in milliseconds. */
+  readonly startMs: number | undefined;
   /** The values of the query's keys; an empty one is absent. */
   readonly values: Readonly<Record<string, string>>;
   readonly billable: boolean;
@@ -43,7 +43,7 @@ export interface RollupSum {
 }
 
 /** Adds one row of the roll-ups to a report. */
-export function addRollup(totals: UsageTotals, { keys, quantities, intervalStart }: ParsedQuery, sum: RollupSum): void {
+export function addRollup(totals: UsageTotals, { keys, quantities }: ParsedQuery, sum: RollupSum): void {
   const counted = sum.quantity === EVENT_COUNT || sum.quantity === ONE_REQUEST;
   const quantity = sum.quantity === ONE_REQUEST ? 'requests' : sum.quantity;
   const wanted = quantity !== EVENT_COUNT && (quantities?.has(quantity) ?? true);
@@ -55,7 +55,7 @@ export function addRollup(totals: UsageTotals, { keys, quantities, intervalStart
   }
   totals.add({
     key,
-    ...(intervalStart === undefined || sum.bucket === undefined ? {} : { fromMs: intervalStart(sum.bucket) }),
+    ...(sum.startMs === undefined ? {} : { fromMs: sum.startMs }),
     billable: sum.billable,
     events: counted ? Number(sum.amount) : 0,
     quantities: wanted ? [[quantity, sum.amount]] : [],
