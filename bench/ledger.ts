@@ -96,14 +96,15 @@ async function drain(name: string, ledger: Ledger): Promise<number> {
 }
 
 async function fill(ledger: Ledger, count: number, concurrency: number): Promise<number> {
+  const size = ledger.limits?.maxEvents ?? 100;
   let next = 0;
   return timed(() =>
     Promise.all(
       Array.from({ length: concurrency }, async () => {
         while (next < count) {
           const from = next;
-          next += 2_000;
-          const batch = Array.from({ length: Math.min(2_000, count - from) }, (_, more) =>
+          next += size;
+          const batch = Array.from({ length: Math.min(size, count - from) }, (_, more) =>
             eventOf(from + more, 'bulk/1', count),
           );
           await ledger.write(batch, signal);
@@ -163,7 +164,7 @@ try {
     ['PostgreSQL', postgres, stored.PostgreSQL],
   ] as const) {
     const seconds = await fill(ledger, count, name === 'SQLite' ? 1 : 2);
-    rows.push({ what: `${name}, write() in batches of 2,000`, result: rate(count, seconds) });
+    rows.push({ what: `${name}, write() in batches of ${ledger.limits?.maxEvents}`, result: rate(count, seconds) });
     const times = await month(ledger);
     rows.push({
       what: `${name}, usage() of a month by client, ${clients.toLocaleString('en')} clients, ${count.toLocaleString('en')} events`,

@@ -41,6 +41,49 @@ export function ledgerContract(make: () => Promise<LedgerUnderTest>): ContractCa
     assert.deepEqual(await ledger.verify(), []);
   });
 
+  test('refuses what cannot be booked, and takes the rest of the batch', async (ledger) => {
+    const hostile = [
+      { id: '' },
+      { id: 'a\nb' },
+      { source: '' },
+      { seq: 0 },
+      { seq: 1.5 },
+      { time: 'soon' },
+      { time: '1969-12-31T23:59:59.999Z' },
+      { time: '9999-12-31T23:59:59.999Z' },
+      { type: 5 },
+      { billable: 'yes' },
+      { quantities: null },
+      { quantities: { tokens: { value: 1.5, basis: 'measured' } } },
+      { quantities: { '1': { value: 1, basis: 'measured' } } },
+      { dimensions: null },
+    ].map((wrong, index) => ({ ...usageEvent({ seq: index + 2 }), ...wrong }) as UsageEvent);
+    const verdicts = await ledger.write([...hostile, usageEvent({ seq: 1 })], signal);
+    assert.deepEqual(
+      (verdicts ?? []).map(({ outcome }) => outcome),
+      [...hostile.map(() => 'reject'), 'delivered'],
+    );
+    assert.equal((await ledger.usage({ ...DAY, groupBy: ['subject'] })).rows[0]?.events, 1);
+    assert.deepEqual(await ledger.verify(), []);
+  });
+
+  test('groups and filters by texts that a database cannot hold as by those that it can', async (ledger) => {
+    const texts = ['a\0b', 'a\ud800b', 'ab'];
+    await write(
+      ledger,
+      texts.map((tenant, index) => usageEvent({ seq: index + 1, tenant })),
+    );
+    for (const groupBy of [['tenant'], ['tenant', 'subject']] as const) {
+      const { rows } = await ledger.usage({ ...DAY, groupBy, filter: { authId: 'k1' } });
+      assert.deepEqual(rows.map(({ key, events }) => [key.tenant, events]).sort(), [
+        ['ab', 1],
+        ['a\ufffdb', 2],
+      ]);
+      assert.equal((await ledger.usage({ ...DAY, groupBy, filter: { tenant: 'a\0b' } })).rows[0]?.events, 2);
+    }
+    assert.deepEqual(await ledger.verify(), []);
+  });
+
   test('takes the same id from two sources for two events', async (ledger) => {
     await write(ledger, [usageEvent({ id: 'same', source: 'a/1' }), usageEvent({ id: 'same', source: 'b/1' })]);
     assert.equal((await ledger.usage({ ...DAY, groupBy: [] })).rows[0]?.events, 2);

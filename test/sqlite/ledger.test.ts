@@ -69,6 +69,26 @@ for (const [driver, make] of drivers) {
       await end();
     });
 
+    it('verifies a correction whose original was forgotten', async () => {
+      const { ledger, end } = await open(make);
+      const fix = usageEvent({
+        id: 'fix',
+        seq: 2,
+        corrects: 'old',
+        quantities: { tokens: { value: -2, basis: 'reported' } },
+      });
+      const { authId: _a, subject: _s, issuer: _i, verifier: _v, tenant: _t, ...correction } = fix;
+      await ledger.write(
+        [usageEvent({ id: 'old', seq: 1, time: '2026-01-15T10:00:00.000Z' }), correction],
+        new AbortController().signal,
+      );
+      await ledger.prune(new Date('2026-02-01T00:00:00Z'));
+      expect(await ledger.verify()).toEqual([]);
+      const { rows } = await ledger.usage({ from: '2026-01-01', to: '2026-04-01', groupBy: ['tenant'] });
+      expect(rows).toMatchObject([{ key: { tenant: 't' }, events: 1, quantities: { tokens: -2n } }]);
+      await end();
+    });
+
     it('refuses an event whose time cannot be read, and takes the rest of the batch', async () => {
       const { ledger, end } = await open(make);
       const verdicts = await ledger.write(
