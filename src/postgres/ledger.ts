@@ -14,7 +14,7 @@ import {
 } from '../usage/rollup.js';
 import { RollupDifferences } from '../usage/rollup-differences.js';
 import { auditOf, completeness, enterNote, type SourceRecord } from '../usage/source-book.js';
-import { planUsage, type Stretch } from '../usage/usage-plan.js';
+import { isRolledUp, planUsage, type Stretch } from '../usage/usage-plan.js';
 import { matches, type ParsedQuery, parseEventFilter, parseUsageQuery } from '../usage/usage-query.js';
 import { UsageTotals } from '../usage/usage-totals.js';
 import { LEDGER_STEPS, monthStart, PARTITION_LOCK, partitionName } from './ledger-schema.js';
@@ -68,14 +68,18 @@ export function postgresLedger(pool: PostgresPool, options: PostgresLedgerOption
   const { name = 'ledger', concurrency = 2 } = options;
   const writer = new LedgerWriter(pool);
 
-  /** What there are roll-ups of. */
-  async function bookedStretch(connection: PostgresConnection): Promise<Stretch | undefined> {
+  /** The UTC days of a query by intervals that there are roll-ups of: one look into the index for each. */
+  async function bookedDays(connection: PostgresConnection, query: ParsedQuery): Promise<number[]> {
+    if (query.intervalStart === undefined || !isRolledUp(query)) return [];
     const { rows } = await connection.query(
-      'SELECT min(bucket) AS first, max(bucket) AS last FROM tollkeeper_rollups WHERE tier = $1',
-      [QUARTER_MS],
+      `WITH RECURSIVE booked (day) AS (
+         SELECT min(bucket) FROM tollkeeper_rollups WHERE tier = $1::bigint AND bucket >= $2::bigint
+         UNION ALL
+         SELECT (SELECT min(bucket) FROM tollkeeper_rollups WHERE tier = $1 AND bucket > day) FROM booked WHERE day < $3::bigint
+       ) SELECT day FROM booked WHERE day < $3`,
+      [DAY_MS, Math.floor(query.fromMs / DAY_MS) * DAY_MS, query.toMs],
     );
-    const { first, last } = rows[0] ?? {};
-    return first == null ? undefined : { fromMs: Number(first), toMs: Number(last) + QUARTER_MS };
+    return rows.map(({ day }) => Number(day));
   }
 
   async function addRollups(
@@ -195,7 +199,7 @@ export function postgresLedger(pool: PostgresPool, options: PostgresLedgerOption
       const query = parseUsageQuery(given);
       return onSnapshot(async (connection) => {
         const totals = new UsageTotals();
-        const plan = planUsage(query, await bookedStretch(connection));
+        const plan = planUsage(query, await bookedDays(connection, query));
         await addRollups(connection, totals, query, DAY_MS, plan.days);
         await addRollups(connection, totals, query, QUARTER_MS, plan.quarters);
         for (const stretch of plan.events) {

@@ -18,7 +18,7 @@ import {
 } from '../usage/rollup.js';
 import { RollupDifferences } from '../usage/rollup-differences.js';
 import { auditOf, completeness, createSourceRecord, enterNote, type SourceRecord } from '../usage/source-book.js';
-import { planUsage, type Stretch } from '../usage/usage-plan.js';
+import { isRolledUp, planUsage, type Stretch } from '../usage/usage-plan.js';
 import { matches, type ParsedQuery, parseEventFilter, parseUsageQuery } from '../usage/usage-query.js';
 import { UsageTotals } from '../usage/usage-totals.js';
 import { LEDGER_STEPS } from './ledger-schema.js';
@@ -195,16 +195,17 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
     return row == null ? Number.NEGATIVE_INFINITY : Number((row as { value: number }).value);
   }
 
-  /** What there are roll-ups of. */
-  function bookedStretch(): Stretch | undefined {
-    const edge = (which: 'MIN' | 'MAX'): number | null =>
-      (
-        sql(`SELECT ${which}(bucket) AS bucket FROM tollkeeper_rollups WHERE tier = ${QUARTER_MS}`).get() as {
-          bucket: number | null;
-        }
-      ).bucket;
-    const [first, last] = [edge('MIN'), edge('MAX')];
-    return first === null || last === null ? undefined : { fromMs: first, toMs: last + QUARTER_MS };
+  /** The UTC days of a query by intervals that there are roll-ups of: one look into the index for each. */
+  function bookedDays(query: ParsedQuery): number[] {
+    if (query.intervalStart === undefined || !isRolledUp(query)) return [];
+    const rows = sql(
+      `WITH RECURSIVE booked (day) AS (
+         SELECT min(bucket) FROM tollkeeper_rollups WHERE tier = ?1 AND bucket >= ?2
+         UNION ALL
+         SELECT (SELECT min(bucket) FROM tollkeeper_rollups WHERE tier = ?1 AND bucket > day) FROM booked WHERE day < ?3
+       ) SELECT day FROM booked WHERE day < ?3`,
+    ).all(DAY_MS, Math.floor(query.fromMs / DAY_MS) * DAY_MS, query.toMs) as { day: number }[];
+    return rows.map(({ day }) => day);
   }
 
   function addRollups(totals: UsageTotals, query: ParsedQuery, tier: number, stretches: readonly Stretch[]): void {
@@ -327,7 +328,7 @@ export function sqliteLedger(db: SqliteDatabase, options: SqliteLedgerOptions = 
       // One snapshot for the report, though another process writes meanwhile.
       db.exec('BEGIN');
       try {
-        const plan = planUsage(query, bookedStretch());
+        const plan = planUsage(query, bookedDays(query));
         addRollups(totals, query, DAY_MS, plan.days);
         addRollups(totals, query, QUARTER_MS, plan.quarters);
         for (const stretch of plan.events) {

@@ -340,6 +340,33 @@ export function ledgerContract(make: () => Promise<LedgerUnderTest>): ContractCa
     assert.equal((await counts('hour', 'Asia/Kathmandu')).length, 5);
   });
 
+  test('makes hours of what one clock put far into the past or the future', async (ledger) => {
+    const times = [
+      '1970-01-01T00:00:00.000Z',
+      '2026-03-01T10:00:00.000Z',
+      '2026-03-02T10:00:00.000Z',
+      '9998-06-01T00:00:00.000Z',
+    ];
+    await write(
+      ledger,
+      times.map((time, index) => usageEvent({ time, seq: index + 1 })),
+    );
+    const query = { from: '1970-01-01', to: '9999-01-01', groupBy: ['tenant'] as const, timeZone: 'Asia/Kathmandu' };
+    for (const [interval, rows] of [
+      ['hour', 4],
+      ['day', 4],
+      ['month', 3],
+    ] as const) {
+      assert.equal((await ledger.usage({ ...query, interval })).rows.length, rows);
+    }
+    assert.deepEqual(
+      (await ledger.usage({ ...query, interval: 'hour', from: '2026-03-01T10:00:00.001Z' })).rows.map(
+        ({ from }) => from,
+      ),
+      ['2026-03-02T09:15:00.000Z', '9998-05-31T23:15:00.000Z'].map((time) => new Date(time)),
+    );
+  });
+
   test('audits each source: gaps are missing, duplicates, dead letters and what came before it are not', async (ledger) => {
     await write(
       ledger,

@@ -21,18 +21,18 @@ export interface UsagePlan {
  * Splits a query, interval by interval: whole UTC days from the day roll-ups, whole quarters of an hour around them from
  * the fine ones, and the rest from the events. Keys that the roll-ups do not have are answered from the events alone.
  *
- * @param booked what there are roll-ups of; undefined when there are none. It bounds the number of intervals.
+ * @param bookedDays the UTC days that there are roll-ups of, in order, when there is an interval: nobody works through the
+ *   hours of years in which nothing was booked, because one clock was wrong.
  */
-export function planUsage({ fromMs, toMs, keys, intervalStart }: ParsedQuery, booked: Stretch | undefined): UsagePlan {
+export function planUsage(query: ParsedQuery, bookedDays: readonly number[]): UsagePlan {
+  const { fromMs, toMs, intervalStart } = query;
   const days: Stretch[] = [];
   const quarters: Stretch[] = [];
   const events: Stretch[] = [];
   if (fromMs >= toMs) return { days, quarters, events };
-  if (!keys.every((key) => (ROLLUP_KEYS as readonly string[]).includes(key))) {
-    return { days, quarters, events: [{ fromMs, toMs }] };
-  }
-  const whole = booked && { fromMs: Math.max(fromMs, booked.fromMs), toMs: Math.min(toMs, booked.toMs) };
-  for (const piece of whole === undefined ? [] : intervals(whole, intervalStart)) {
+  if (!isRolledUp(query)) return { days, quarters, events: [{ fromMs, toMs }] };
+  const pieces = intervalStart === undefined ? [{ fromMs, toMs }] : intervals(query, bookedDays, intervalStart);
+  for (const piece of pieces) {
     const fine = inner(piece, QUARTER_MS);
     if (fine === undefined) events.push(piece);
     else {
@@ -45,12 +45,26 @@ export function planUsage({ fromMs, toMs, keys, intervalStart }: ParsedQuery, bo
   return { days, quarters, events };
 }
 
-/** The intervals of a stretch, each with its first instant. They change on quarters of an hour. */
-function* intervals({ fromMs, toMs }: Stretch, intervalStart: IntervalStart | undefined): Generator<Stretch> {
-  if (intervalStart === undefined) {
-    if (fromMs < toMs) yield { fromMs, toMs };
-    return;
+/** Whether the roll-ups answer for the query. */
+export function isRolledUp({ keys }: ParsedQuery): boolean {
+  return keys.every((key) => (ROLLUP_KEYS as readonly string[]).includes(key));
+}
+
+/** The intervals of a query as far as anything was booked in them. */
+function* intervals(
+  { fromMs, toMs }: Stretch,
+  bookedDays: readonly number[],
+  intervalStart: IntervalStart,
+): Generator<Stretch> {
+  for (let first = 0, next = 1; first < bookedDays.length; first = next++) {
+    while (bookedDays[next] === (bookedDays[next - 1] as number) + DAY_MS) next += 1;
+    const [start, last] = [bookedDays[first] as number, bookedDays[next - 1] as number];
+    yield* cut({ fromMs: Math.max(fromMs, start), toMs: Math.min(toMs, last + DAY_MS) }, intervalStart);
   }
+}
+
+/** A stretch by intervals, each with its first instant. They change on quarters of an hour. */
+function* cut({ fromMs, toMs }: Stretch, intervalStart: IntervalStart): Generator<Stretch> {
   for (let at = fromMs; at < toMs; ) {
     const startMs = intervalStart(at);
     const first = Math.floor(at / QUARTER_MS);
