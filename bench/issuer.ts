@@ -12,7 +12,8 @@ const { SignJWT } = createRequire(new URL('../package.json', import.meta.url))('
 
 /**
  * What a signed token costs. In process: `issueServiceToken` beside jose's `SignJWT` with the same claims, in turn. Over HTTP:
- * our token endpoint on bare `node:http` beside that of `oidc-provider`, each in a process on one core, the load on another.
+ * our token endpoint on bare `node:http` beside that of `oidc-provider` and ten lines around jose, each in a process on one
+ * core, the load on another. Ratios are to these ten lines, in the same round.
  */
 const rounds = argument('rounds', 5);
 const seconds = argument('seconds', 3);
@@ -84,7 +85,7 @@ function requestOf(kind: IssuerOrder['kind']): string {
   const body = `grant_type=client_credentials&scope=a%3Aread%20a%3Awrite&resource=${resource}`;
   const basic = Buffer.from(`${CLIENT.id}:${CLIENT.secret}`).toString('base64');
   return [
-    `POST ${kind === 'tollkeeper' ? '/oauth/token' : '/token'} HTTP/1.1`,
+    `POST ${kind === 'oidc-provider' ? '/token' : '/oauth/token'} HTTP/1.1`,
     'Host: localhost',
     `Authorization: Basic ${basic}`,
     'Content-Type: application/x-www-form-urlencoded',
@@ -96,11 +97,14 @@ function requestOf(kind: IssuerOrder['kind']): string {
 
 async function overHttp(): Promise<Record<string, unknown>[]> {
   const orders: IssuerOrder[] = [
-    { kind: 'oidc-provider', algorithm: 'ES256' },
+    { kind: 'jose', algorithm: 'ES256' },
     { kind: 'tollkeeper', algorithm: 'ES256' },
+    { kind: 'oidc-provider', algorithm: 'ES256' },
+    { kind: 'jose', algorithm: 'Ed25519' },
     { kind: 'tollkeeper', algorithm: 'Ed25519' },
-    { kind: 'oidc-provider', algorithm: 'RS256' },
+    { kind: 'jose', algorithm: 'RS256' },
     { kind: 'tollkeeper', algorithm: 'RS256' },
+    { kind: 'oidc-provider', algorithm: 'RS256' },
   ];
   const load = start('./http/load.ts', 1);
   const servers = await Promise.all(
@@ -129,13 +133,20 @@ async function overHttp(): Promise<Record<string, unknown>[]> {
     }
   }
   for (const { child } of [...servers, { child: load }]) child.disconnect();
-  return servers.map(({ kind, algorithm, rates, cpus, p99s }) => ({
-    server: kind,
-    algorithm,
-    'tokens/s': Math.round(median(rates)),
-    'µs CPU': median(cpus).toFixed(1),
-    'p99 ms': median(p99s).toFixed(1),
-  }));
+  return servers.map(({ kind, algorithm, rates, cpus, p99s }) => {
+    const plain = servers.find((server) => server.kind === 'jose' && server.algorithm === algorithm);
+    const ratio = (own: readonly number[], other: readonly number[] = []) =>
+      median(own.map((value, round) => value / (other[round] ?? Number.NaN))).toFixed(2);
+    return {
+      algorithm,
+      server: kind,
+      'tokens/s': Math.round(median(rates)),
+      'to jose': ratio(rates, plain?.rates),
+      'µs CPU': median(cpus).toFixed(1),
+      'CPU to jose': ratio(cpus, plain?.cpus),
+      'p99 ms': median(p99s).toFixed(1),
+    };
+  });
 }
 
 console.log(`${environment()}${pinned ? ', server pinned to one core, load to another' : ''}; medians of ${rounds}\n`);
