@@ -231,6 +231,31 @@ describe('client assertions', () => {
     });
   });
 
+  const HOSTILE = [
+    null,
+    true,
+    0,
+    -1,
+    2 ** 53,
+    '',
+    '__proto__',
+    'constructor',
+    [],
+    ['signer'],
+    [[ISSUER]],
+    {},
+    'x'.repeat(20_000),
+  ];
+  it.each(['iss', 'sub', 'aud', 'exp', 'nbf', 'iat'])('refuses whatever is no %s, and never breaks', async (claim) => {
+    for (const value of HOSTILE) {
+      // Long ago is a good instant to be issued at, or to be valid from.
+      if ((claim === 'nbf' || claim === 'iat') && (value === 0 || value === -1)) continue;
+      const response = await post(await assertion({ [claim]: value }));
+      expect([value, response.status]).toEqual([value, 401]);
+      expect(await response.json()).toMatchObject({ error: 'invalid_client' });
+    }
+  });
+
   it('fetches nothing that an assertion names', async () => {
     let fetched = 0;
     const trap = await serve((_req, res) => {

@@ -128,6 +128,48 @@ describe('POST /service-tokens', () => {
     expect(await response.json()).toEqual({ error, error_description: expect.any(String), code: error });
   });
 
+  it('never breaks, and never grants more, whatever a member is', async () => {
+    const hostile = [
+      null,
+      true,
+      0,
+      -1,
+      1e308,
+      '',
+      '__proto__',
+      [],
+      ['__proto__'],
+      [['repo:read']],
+      {},
+      { length: 1 },
+      'x'.repeat(9_000),
+    ];
+    for (const name of [
+      ...Object.keys(GOOD),
+      'resource_id',
+      'policy',
+      'client_id',
+      'client_secret',
+      'client_assertion',
+      '__proto__',
+      'constructor',
+    ]) {
+      for (const value of hostile) {
+        const body = JSON.stringify(GOOD).replace(/\}$/, `,${JSON.stringify(name)}:${JSON.stringify(value)}}`);
+        const response = await fixture.serviceToken(body);
+        const answer = (await response.json()) as { token?: string };
+        expect([200, 400, 401, 403]).toContain(response.status);
+        if (answer.token === undefined) continue;
+        const claims = decodeJwt(answer.token);
+        expect(claims).toMatchObject({ sub: 'ci', client_id: 'ci', tenant_id: 'acme' });
+        expect((claims.exp as number) - (claims.iat as number)).toBeLessThanOrEqual(3_600);
+        if (name === 'resource_id' && value !== null)
+          expect(claims.resources).toEqual([{ type: 'repository', id: value }]);
+        if (name === 'scopes') expect(claims.scope).toBeUndefined();
+      }
+    }
+  });
+
   it('refuses a resource_id where nobody said what it is the id of', async () => {
     const other = await issuerFixture({ resourceType: undefined });
     const response = await other.serviceToken({ ...GOOD, resource_id: 'A' });

@@ -3,9 +3,18 @@ import connect from 'connect';
 import express from 'express';
 import express4 from 'express4';
 import { createRemoteJWKSet, decodeJwt, jwtVerify } from 'jose';
-import { authenticate, createKeyRing, identityOf, jwtVerifier, requireScope, requireSubject } from 'tollkeeper';
+import {
+  authenticate,
+  createKeyRing,
+  createTokenRegistry,
+  identityOf,
+  jwtVerifier,
+  memoryTokenStore,
+  requireScope,
+  requireSubject,
+} from 'tollkeeper';
 import { createIssuer } from 'tollkeeper/issuer';
-import { manualClock } from 'tollkeeper/testing';
+import { manualClock, testIssuer } from 'tollkeeper/testing';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { serve } from '../support/index.js';
 import { AUDIENCE, basic, CLIENTS, type Fixture, ISSUER, issuerFixture, SECRET } from './issuer-fixture.js';
@@ -461,6 +470,68 @@ describe('the issuer in an app', () => {
     const refused = await get('/account', token);
     expect(refused.status).toBe(403);
     expect(await refused.json()).toMatchObject({ code: 'subject_not_allowed' });
+    await api.close();
+    await fixture.close();
+  });
+});
+
+describe('a first-party or an unknown client', () => {
+  it('never becomes a service, whatever it says about itself', async () => {
+    const registry = createTokenRegistry({
+      store: memoryTokenStore(),
+      peppers: { current: { id: 'p1', secret: 'a pepper of 32 bytes, or of more: 0123456789' } },
+      prefix: 'acme',
+    });
+    const dynamic = await registry.createClient({ name: 'dynamic', tenant: 'acme' });
+    const opaque = (await registry.issueToken({ clientId: dynamic.id, scopes: ['repo:read'] })).token;
+    const fixture = await issuerFixture({ registry, reservedClientIds: ['web'] });
+    const firstParty = await testIssuer({ audience: AUDIENCE });
+    // Ann in the first-party app, which calls itself as a service of ours does.
+    const ann = firstParty.token({ sub: 'ann', client_id: 'ci', scope: 'repo:read', tenant_id: 'acme' });
+    const forged = (await testIssuer({ issuer: ISSUER, audience: AUDIENCE })).token({ sub: 'ci', client_id: 'ci' });
+
+    for (const id of ['web', dynamic.id, 'nobody', 'ann']) {
+      for (const credential of [SECRET, opaque, ann]) {
+        const answers = [
+          await fixture.post('/oauth/token', GRANT, { authorization: basic(id, credential) }),
+          await fixture.post('/oauth/token', { ...GRANT, client_id: id, client_secret: credential }, {}),
+          await fixture.serviceToken({ tenant_id: 'acme', scopes: [] }, { authorization: basic(id, credential) }),
+        ];
+        for (const answer of answers) expect(answer.status).toBe(401);
+      }
+    }
+    for (const token of [opaque, ann, forged]) {
+      const bearer = { authorization: `Bearer ${token}` };
+      expect((await fixture.post('/oauth/token', GRANT, bearer)).status).toBe(401);
+      expect((await fixture.serviceToken({ tenant_id: 'acme', scopes: [] }, bearer)).status).toBe(401);
+      const assertion = { client_assertion_type: 'urn:ietf:params:oauth:client-assertion-type:jwt-bearer' };
+      const asserted = await fixture.post('/oauth/token', { ...GRANT, ...assertion, client_assertion: token }, {});
+      expect(asserted.status).toBe(401);
+    }
+
+    const ours = {
+      issuer: ISSUER,
+      audience: AUDIENCE,
+      algorithms: ['ES256'],
+      keys: { keyRing: fixture.keyRing },
+    } as const;
+    const app = express();
+    app.use(
+      authenticate({
+        verifiers: [jwtVerifier(ours), firstParty.verifier()],
+        revocations: fixture.issuer.revocations,
+      }),
+    );
+    app.get('/internal', requireSubject('service'), (_req, res) => {
+      res.json({});
+    });
+    const api = await serve(app);
+    const call = async (token: string) =>
+      (await fetch(`${api.url}/internal`, { headers: { authorization: `Bearer ${token}` } })).status;
+    expect(await call(await fixture.token())).toBe(200);
+    expect(await call(ann)).toBe(403);
+    expect(await call(forged)).toBe(401);
+    expect(await (await fixture.post('/oauth/introspect', { token: ann })).json()).toEqual({ active: false });
     await api.close();
     await fixture.close();
   });
