@@ -2,14 +2,22 @@ import { JwtVerifier as AwsJwtVerifier } from 'aws-jwt-verify';
 import { type CryptoKey, createRemoteJWKSet, importJWK, jwtVerify } from 'jose';
 import * as oauth from 'oauth4webapi';
 import * as openid from 'openid-client';
-import { createKeyRing, createTokenRegistry, memoryTokenStore } from 'tollkeeper';
-import { createIssuer, type Issuer } from 'tollkeeper/issuer';
+import {
+  authenticate,
+  createKeyRing,
+  createTokenRegistry,
+  identityOf,
+  jwtVerifier,
+  memoryTokenStore,
+} from 'tollkeeper';
+import { createIssuer, type Issuer, type IssuerOptions } from 'tollkeeper/issuer';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { identityProvider, signed, testKey } from '../support/identity-provider.js';
 import { type Served, serve } from '../support/index.js';
 import { AUDIENCE, CLIENT_KEY, CLIENTS, SECRET } from './issuer-fixture.js';
 
 /** An issuer whose own URL is where it listens, as stock clients demand. */
-async function listening(algorithm: 'ES256' | 'Ed25519' | 'RS256') {
+async function listening(algorithm: 'ES256' | 'Ed25519' | 'RS256', options: Partial<IssuerOptions> = {}) {
   const keyRing = await createKeyRing({ algorithm });
   const registry = createTokenRegistry({
     store: memoryTokenStore(),
@@ -25,6 +33,7 @@ async function listening(algorithm: 'ES256' | 'Ed25519' | 'RS256') {
     registry,
     maxTtlSeconds: 600,
     clients: CLIENTS,
+    ...options,
   });
   return { ...served, keyRing, registry, issuer };
 }
@@ -137,6 +146,91 @@ describe('openid-client', () => {
         await openid.tokenRevocation(config, token);
         expect(await openid.tokenIntrospection(config, token)).toEqual({ active: false });
       }
+    },
+  );
+});
+
+describe('a job without a secret', () => {
+  const EXCHANGE = 'urn:ietf:params:oauth:grant-type:token-exchange';
+  const TYPE = 'urn:ietf:params:oauth:token-type:jwt';
+  const options = { [oauth.allowInsecureRequests]: true };
+  const key = testKey('platform', 'RS256');
+
+  /** What a stock client makes of a platform's token. */
+  const clients: Record<string, (url: URL, subjectToken: string) => Promise<{ access_token: string; scope?: string }>> =
+    {
+      async oauth4webapi(url, subjectToken) {
+        const response = await oauth.discoveryRequest(url, { ...options, algorithm: 'oauth2' });
+        const server = await oauth.processDiscoveryResponse(url, response);
+        const client = { client_id: 'ci' };
+        const form = { subject_token: subjectToken, subject_token_type: TYPE, scope: 'repo:read' };
+        const answer = await oauth.genericTokenEndpointRequest(server, client, oauth.None(), EXCHANGE, form, options);
+        return oauth.processGenericTokenEndpointResponse(server, client, answer);
+      },
+      async 'openid-client'(url, subjectToken) {
+        const config = await openid.discovery(url, 'ci', undefined, openid.None(), {
+          algorithm: 'oauth2',
+          execute: [openid.allowInsecureRequests],
+        });
+        const form = { subject_token: subjectToken, subject_token_type: TYPE, scope: 'repo:read' };
+        return openid.genericGrantRequest(config, EXCHANGE, form);
+      },
+    };
+
+  it.each(Object.entries(clients))(
+    'mints, exchanges and uses a token until it is revoked, with %s',
+    async (_name, exchange) => {
+      const platform = await identityProvider([key]);
+      const { url, issuer, close } = await listening('ES256', {
+        workloadIssuers: [{ issuer: platform.issuer, kind: 'oidc', keys: { jwksUri: platform.jwksUri } }],
+        workloadPolicies: [
+          {
+            id: 'job',
+            issuer: platform.issuer,
+            audience: 'https://tokens.example',
+            match: { sub: 'project:1:ref:main' },
+            grant: { tenantId: 'acme', clientId: 'ci', scopes: ['repo:read', 'usage:read'], maxTtlSeconds: 120 },
+          },
+        ],
+      });
+      const verifier = jwtVerifier({
+        issuer: url,
+        audience: AUDIENCE,
+        algorithms: ['ES256'],
+        keys: { jwksUri: `${url}/.well-known/jwks.json` },
+        type: 'at+jwt',
+      });
+      const gate = authenticate({ verifiers: [verifier], revocations: issuer.revocations });
+      const api = await serve((req, res) => gate(req, res, () => res.end(JSON.stringify(identityOf(req)))));
+      const now = Math.floor(Date.now() / 1_000);
+      const subject = { iss: platform.issuer, aud: 'https://tokens.example', iat: now, exp: now + 300 };
+      const minted = signed(key, { ...subject, sub: 'project:1:ref:main' });
+
+      await expect(
+        exchange(new URL(url), signed(key, { ...subject, sub: 'project:2:ref:main' })),
+      ).rejects.toMatchObject({ error: 'invalid_request', status: 400 });
+      const { access_token: token } = await exchange(new URL(url), minted);
+      const use = () => fetch(api.url, { headers: { authorization: `Bearer ${token}` } });
+      const used = await use();
+      expect([used.status, await used.json()]).toMatchObject([
+        200,
+        { subject: { kind: 'service', id: 'ci' }, tenant: 'acme', scopes: ['repo:read'], issuer: url },
+      ]);
+      // The platform's own token is none for the API.
+      expect((await fetch(api.url, { headers: { authorization: `Bearer ${minted}` } })).status).toBe(401);
+
+      const config = await openid.discovery(new URL(url), 'ci', undefined, openid.ClientSecretBasic(SECRET), {
+        algorithm: 'oauth2',
+        execute: [openid.allowInsecureRequests],
+      });
+      expect(await openid.tokenIntrospection(config, token)).toMatchObject({ active: true, client_id: 'ci' });
+      await openid.tokenRevocation(config, token);
+      expect(await openid.tokenIntrospection(config, token)).toEqual({ active: false });
+      expect((await use()).status).toBe(401);
+      await api.close();
+      await verifier.close();
+      await close();
+      await platform.close();
     },
   );
 });
