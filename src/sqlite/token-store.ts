@@ -57,6 +57,8 @@ const STEPS: readonly string[] = [
 const LOOKUP = `
 SELECT t.*, c.id AS has_client, c.tenant, c.plan
 FROM tollkeeper_tokens t LEFT JOIN tollkeeper_clients c ON c.id = t.client_id`;
+const LOOKUP_ONE = `${LOOKUP} WHERE t.id = ?`;
+const LOOKUP_MANY = `${LOOKUP} WHERE t.id IN (SELECT value FROM json_each(?))`;
 
 type Row = Readonly<Record<string, unknown>>;
 
@@ -162,10 +164,7 @@ export function sqliteTokenStore(db: SqliteDatabase): SqliteTokenStore {
       return updateToken(token);
     },
     async getTokens(ids) {
-      const rows =
-        ids.length === 1
-          ? sql(`${LOOKUP} WHERE t.id = ?`).all(ids[0])
-          : sql(`${LOOKUP} WHERE t.id IN (SELECT value FROM json_each(?))`).all(JSON.stringify(ids));
+      const rows = ids.length === 1 ? sql(LOOKUP_ONE).all(ids[0]) : sql(LOOKUP_MANY).all(JSON.stringify(ids));
       return (rows as Row[]).map(lookupOfRow);
     },
     async listTokens({ limit, after = 0, clientId }) {
