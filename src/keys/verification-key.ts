@@ -34,10 +34,32 @@ const SIGNATURES: Readonly<Record<JwtAlgorithm, { name: string; hash?: string; s
 };
 
 /** Verifications that are handed over at once, many times what the thread pool works on: handing one over takes time, too. */
-const MAX_UNDER_WAY = 32;
-let underWay = 0;
-/** Who comes next, in order. */
-const waiting = new Set<() => void>();
+const MAX_AT_ONCE = 32;
+
+/** Lets so many in at the same time; the others wait, first come first served. */
+class Turns {
+  #free = MAX_AT_ONCE;
+  readonly #waiting = new Set<() => void>();
+
+  /** Undefined where nobody need wait. */
+  take(): Promise<void> | undefined {
+    if (this.#free === 0) return new Promise((resolve) => this.#waiting.add(resolve));
+    this.#free -= 1;
+    return undefined;
+  }
+
+  give(): void {
+    const [next] = this.#waiting;
+    if (next === undefined) this.#free += 1;
+    else {
+      this.#waiting.delete(next);
+      next();
+    }
+  }
+}
+
+/** Of the whole process, as the thread pool is. */
+const turns = new Turns();
 
 /**
  * Whether a JWS signature is by this key (RFC 7515 §5.2). Web Crypto does it in the thread pool, and the others of a burst
@@ -45,8 +67,8 @@ const waiting = new Set<() => void>();
  * which costs a fifth on top.
  */
 export async function isSignedBy(key: VerificationKey, input: string, signature: string): Promise<boolean> {
-  if (underWay < MAX_UNDER_WAY) underWay += 1;
-  else await new Promise<void>((resolve) => waiting.add(resolve));
+  const turn = turns.take();
+  if (turn !== undefined) await turn;
   try {
     const imported = key.cryptoKey();
     const cryptoKey = imported instanceof Promise ? await imported : imported;
@@ -57,12 +79,7 @@ export async function isSignedBy(key: VerificationKey, input: string, signature:
       Buffer.from(input, 'latin1'),
     );
   } finally {
-    const [next] = waiting;
-    if (next === undefined) underWay -= 1;
-    else {
-      waiting.delete(next);
-      next();
-    }
+    turns.give();
   }
 }
 

@@ -48,7 +48,7 @@ async function setup(
     issuer: provider.issuer,
     audience: AUDIENCE,
     algorithms: ['ES256'],
-    keys: options.source?.(provider) ?? { jwksUri: provider.jwksUri, timeoutSeconds: 0.2, ...options.remote },
+    keys: options.source?.(provider) ?? { jwksUri: provider.jwksUri, timeoutSeconds: 1, ...options.remote },
     clock,
   });
   const api = await guardedApi({ verifiers: [verifier], clock, cache: options.cache ?? { ttlSeconds: 100_000 } });
@@ -386,7 +386,7 @@ describe('keys that must not be used', () => {
 
 describe('discovery', () => {
   const discovered = (remote: object = {}) =>
-    setup({ source: () => ({ discover: true, timeoutSeconds: 0.5, ...remote }) });
+    setup({ source: () => ({ discover: true, timeoutSeconds: 2, ...remote }) });
 
   it.each(['/.well-known/openid-configuration', '/.well-known/oauth-authorization-server'])(
     'finds the keys through %s',
