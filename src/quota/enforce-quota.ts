@@ -95,7 +95,7 @@ export function enforceQuota<Req extends IncomingMessage = IncomingMessage>(
 
   function opsOf(bound: BoundPlan, req: Req): QuotaOp[] {
     const stated = typeof cost === 'function' ? cost(req) : cost;
-    const costs = unitsOf(typeof stated === 'number' ? { requests: stated } : (stated ?? {}));
+    const costs = cost === undefined ? {} : unitsOf(typeof stated === 'number' ? { requests: stated } : stated);
     const reserved = reserve === undefined ? undefined : unitsOf(reserve(req));
     return bound.policies.map((policy, index) => opOf(policy, bound.keys[index] as string, costs, reserved));
   }

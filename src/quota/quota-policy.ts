@@ -51,6 +51,8 @@ export interface ParsedPolicy {
   readonly name: string;
   /** The name as headers carry it: an RFC 9651 String. */
   readonly label: string;
+  /** The unit as they carry it: nothing for requests. */
+  readonly unitLabel: string;
   readonly per: QuotaScope;
   readonly unit: string;
   readonly limit: number;
@@ -87,6 +89,7 @@ export function parsePolicies(parser: OptionsParser, where: string, given: unkno
     return {
       name,
       label: `"${String(name).replace(/["\\]/g, '\\$&')}"`,
+      unitLabel: unitLabelOf(unit, window),
       per: parser.oneOf(`${at}.per`, per, ['subject', 'tenant', 'client', 'authId'], 'subject'),
       unit,
       limit,
@@ -94,6 +97,13 @@ export function parsePolicies(parser: OptionsParser, where: string, given: unkno
       ...parseWindow(parser, `${at}.window`, window, limit),
     };
   });
+}
+
+/** `qu` of the draft, §3.1.2: without it, `requests` is meant. Units that have no registered name keep their own. */
+function unitLabelOf(unit: string, window: QuotaWindow): string {
+  if (unit === 'request_bytes' || unit === 'response_bytes') return ';qu="content-bytes"';
+  if (unit !== 'requests') return `;qu="${unit}"`;
+  return window?.kind === 'concurrent' ? ';qu="concurrent-requests"' : '';
 }
 
 function parseWindow(

@@ -30,12 +30,14 @@ export function rateLimitHeaders(form: HeadersForm, { policies, ops, result }: S
     let stated = '';
     let standing = '';
     for (let index = 0; index < policies.length; index++) {
-      const { label, limit } = policies[index] as ParsedPolicy;
+      const { label, unitLabel, limit } = policies[index] as ParsedPolicy;
       const op = ops[index] as QuotaOp;
       const own = result.ops[index] as OpResult;
       const comma = index === 0 ? '' : ', ';
-      stated += `${comma}${label};q=${integer(limit)}${windowParameter(op, nowMs)}`;
-      standing += `${comma}${label};r=${integer(remainingUnits(op, own))};t=${waitSeconds(own)}`;
+      stated += `${comma}${label};q=${integer(limit)}${unitLabel}${windowParameter(op, nowMs)}`;
+      standing += `${comma}${label};r=${integer(remainingUnits(op, own))}`;
+      // What is held may end at any moment: only a refusal knows a time.
+      if (op.window.kind !== 'concurrent' || own.retryMs !== 0) standing += `;t=${waitSeconds(own)}`;
     }
     return ['RateLimit-Policy', stated, 'RateLimit', standing];
   }

@@ -235,23 +235,25 @@ describe('enforceQuota', () => {
     '3',
     2 ** 53,
     null,
+    undefined,
     Promise.resolve(1),
     { requests: -1 },
   ];
   it.each(badCosts)('answers 503 for a cost of %s that a callback gives, and counts nothing', async (cost) => {
     const { ask, quota, handled } = world({ free: [burst] }, {}, { cost: () => cost as never });
     const res = await ask();
-    if (cost === null) expect(res.status).toBe(200);
-    else expect([res.status, res.body.code]).toEqual([503, 'quota_unavailable']);
-    if (cost === null) return;
+    expect([res.status, res.body.code]).toEqual([503, 'quota_unavailable']);
     expect(handled()).toBe(0);
     expect((await quota.peek(identityMade(caller()) as never))[0]?.used).toBe(0);
   });
 
-  it.each(badCosts.filter((cost) => typeof cost !== 'object'))('throws a TypeError for a fixed cost of %s', (cost) => {
-    const quota = createQuota({ store: memoryQuotaStore(), plans: {} });
-    expect(() => enforceQuota({ quota, cost: cost as never })).toThrow(TypeError);
-  });
+  it.each(badCosts.filter((cost) => typeof cost !== 'object' && cost !== undefined))(
+    'throws a TypeError for a fixed cost of %s',
+    (cost) => {
+      const quota = createQuota({ store: memoryQuotaStore(), plans: {} });
+      expect(() => enforceQuota({ quota, cost: cost as never })).toThrow(TypeError);
+    },
+  );
 
   describe('reserves, then settles', () => {
     const llm = (reserve = 60) => world({ free: [tokens] }, {}, { reserve: () => ({ output_tokens: reserve }) });
@@ -442,8 +444,35 @@ describe('enforceQuota', () => {
         ],
       });
       const { headers } = await ask();
-      expect(headers['ratelimit-policy']).toBe('"burst";q=999999999999999;w=60, "tokens";q=100');
-      expect(headers.ratelimit).toMatch(/^"burst";r=999999999999999;t=\d+, "tokens";r=100;t=0$/);
+      expect(headers['ratelimit-policy']).toBe('"burst";q=999999999999999;w=60, "tokens";q=100;qu="output_tokens"');
+      expect(headers.ratelimit).toMatch(/^"burst";r=999999999999999;t=\d+, "tokens";r=100$/);
+    });
+
+    it('name the unit of a policy that does not count requests, and no time where any moment may free one', async () => {
+      const { ask, respond } = world({
+        free: [
+          { ...burst, name: 'parallel', limit: 1, window: { kind: 'concurrent' } },
+          tokens,
+          { ...tokens, name: 'upload', unit: 'request_bytes', limit: 1_000 },
+        ],
+      });
+      const { headers } = await ask();
+      expect(headers['ratelimit-policy']).toBe(
+        '"parallel";q=1;qu="concurrent-requests", "tokens";q=100;qu="output_tokens";w=86400, "upload";q=1000;qu="content-bytes";w=86400',
+      );
+      expect(headers.ratelimit).toBe('"parallel";r=0, "tokens";r=100;t=43200, "upload";r=1000;t=43200');
+      let release = (): void => {};
+      const held = new Promise<void>((resolve) => {
+        respond((_req, res) => {
+          release = () => res.end();
+          resolve();
+        });
+      });
+      const first = ask().then(({ status }) => status);
+      await held;
+      expect((await ask()).headers.ratelimit).toContain('"parallel";r=0;t=1, ');
+      release();
+      expect(await first).toBe(200);
     });
   });
 
