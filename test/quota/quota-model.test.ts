@@ -1,6 +1,7 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import fc from 'fast-check';
 import { Redis } from 'ioredis';
-import { memoryQuotaStore, type QuotaOp, type QuotaStore, type StoreWindow } from 'tollkeeper';
+import { memoryQuotaStore, type QuotaOp, type QuotaStore, type StoreWindow, type TakeOptions } from 'tollkeeper';
 import { redisQuotaStore } from 'tollkeeper/redis';
 import { manualClock } from 'tollkeeper/testing';
 import { describe, expect, it } from 'vitest';
@@ -20,37 +21,32 @@ type Step =
 const users = fc.nat(1);
 const units = fc.array(fc.nat(6), { minLength: 2, maxLength: 2 });
 const ids = fc.nat(3);
-const steps = (withClock: boolean): fc.Arbitrary<Step[]> =>
-  fc.array(
-    fc.oneof(
-      { weight: 5, arbitrary: fc.record({ kind: fc.constant('take' as const), user: users, costs: units }) },
-      { weight: 4, arbitrary: fc.record({ kind: fc.constant('hold' as const), user: users, id: ids, costs: units }) },
-      {
-        weight: 4,
-        arbitrary: fc.record({ kind: fc.constant('settle' as const), user: users, id: ids, actual: units }),
-      },
-      {
-        weight: 1,
-        arbitrary: fc.record({
-          kind: fc.constant('plan' as const),
-          limits: fc.array(fc.integer({ min: 0, max: 20 }), { minLength: 2, maxLength: 2 }),
-        }),
-      },
-      ...(withClock
-        ? [
-            {
-              weight: 1,
-              arbitrary: fc.record({ kind: fc.constant('expire' as const), seconds: fc.integer({ min: 1, max: 400 }) }),
-            },
-            {
-              weight: 1,
-              arbitrary: fc.record({ kind: fc.constant('setBack' as const), hours: fc.integer({ min: 1, max: 24 }) }),
-            },
-          ]
-        : []),
-    ),
-    { maxLength: 60 },
-  );
+const steps: fc.Arbitrary<Step[]> = fc.array(
+  fc.oneof(
+    { weight: 5, arbitrary: fc.record({ kind: fc.constant('take' as const), user: users, costs: units }) },
+    { weight: 4, arbitrary: fc.record({ kind: fc.constant('hold' as const), user: users, id: ids, costs: units }) },
+    {
+      weight: 4,
+      arbitrary: fc.record({ kind: fc.constant('settle' as const), user: users, id: ids, actual: units }),
+    },
+    {
+      weight: 1,
+      arbitrary: fc.record({
+        kind: fc.constant('plan' as const),
+        limits: fc.array(fc.integer({ min: 0, max: 20 }), { minLength: 2, maxLength: 2 }),
+      }),
+    },
+    {
+      weight: 1,
+      arbitrary: fc.record({ kind: fc.constant('expire' as const), seconds: fc.integer({ min: 1, max: 400 }) }),
+    },
+    {
+      weight: 1,
+      arbitrary: fc.record({ kind: fc.constant('setBack' as const), hours: fc.integer({ min: 1, max: 24 }) }),
+    },
+  ),
+  { maxLength: 60 },
+);
 
 interface ModelHold {
   readonly granted: readonly number[];
@@ -66,7 +62,9 @@ class Model {
   /** A settled id is remembered for a while only: later it is a new one. */
   generation = 0;
   limits: readonly number[] = [10, 15];
-  seconds = 0;
+  ms = 0;
+
+  constructor(readonly holdMs: number) {}
 
   of(user: number, index: number): number {
     return this.used.get(`${user} ${index}`) ?? 0;
@@ -88,7 +86,12 @@ class Model {
     const key = `${user} ${id}`;
     if (this.holds.has(key)) return true;
     if (!this.take(user, costs)) return false;
-    this.holds.set(key, { granted: costs, charged: [...costs], expires: this.seconds + 300, settled: false });
+    this.holds.set(key, {
+      granted: costs,
+      charged: [...costs],
+      expires: this.ms + this.holdMs,
+      settled: false,
+    });
     return true;
   }
 
@@ -102,11 +105,15 @@ class Model {
   }
 
   advance(seconds: number): void {
-    this.seconds += seconds;
     this.generation += 1;
+    for (const [key, hold] of this.holds) if (hold.settled) this.holds.delete(key);
+    this.moveTo(this.ms + seconds * 1_000);
+  }
+
+  moveTo(ms: number): void {
+    this.ms = ms;
     for (const [key, hold] of this.holds) {
-      if (hold.settled) this.holds.delete(key);
-      if (hold.settled || hold.expires > this.seconds) continue;
+      if (hold.settled || hold.expires > this.ms) continue;
       const user = Number(key.split(' ')[0]);
       for (const [index, charged] of hold.charged.entries()) this.add(user, index, -charged);
       hold.charged = hold.charged.map(() => 0);
@@ -114,16 +121,23 @@ class Model {
   }
 }
 
-/** A window that does not end while a test runs. */
-const calendar: StoreWindow = { kind: 'calendar', at: () => ({ startMs: 0, endMs: 100_000 * DAY_MS }) };
+/** What a store under test is like beside its contract. */
+interface World {
+  readonly window: StoreWindow;
+  readonly holdMs: number;
+  advance(seconds: number, model: Model): unknown;
+  setBack(hours: number): void;
+  /** The store's clock, where it is not in the test's hands: the model follows it. */
+  readonly followsServer: boolean;
+}
 
-async function agree(
-  store: QuotaStore,
-  run: string,
-  list: readonly Step[],
-  clock: { advance(seconds: number): void; setBack(hours: number): void },
-): Promise<void> {
-  const model = new Model();
+async function agree(store: QuotaStore, run: string, list: readonly Step[], world: World): Promise<void> {
+  const model = new Model(world.holdMs);
+  const take = async (user: number, asked: QuotaOp[], options: TakeOptions) => {
+    const result = await store.take(slot(user), asked, options);
+    if (world.followsServer) model.moveTo(result.serverNowMs);
+    return result;
+  };
   const names = new Map<string, string>();
   /** The id under which a hold is known, which is a new one after the last was settled and forgotten. */
   const idOf = (user: number, id: number): string => {
@@ -135,34 +149,28 @@ async function agree(
   const ops = (user: number, costs: readonly number[], reserved = false): QuotaOp[] =>
     costs.map((cost, index) => ({
       key: `${run}-${user}-${index}`,
-      window: calendar,
+      window: world.window,
       limit: model.limits[index] as number,
       cost,
       reserved,
     }));
   for (const step of list) {
     if (step.kind === 'take') {
-      const { allowed } = await store.take(slot(step.user), ops(step.user, step.costs), { mode: 'all' });
+      const { allowed } = await take(step.user, ops(step.user, step.costs), { mode: 'all' });
       expect(allowed).toBe(model.take(step.user, step.costs));
     } else if (step.kind === 'hold') {
       const asked = ops(step.user, step.costs, true);
-      const { allowed } = await store.take(slot(step.user), asked, {
-        mode: 'all',
-        id: idOf(step.user, step.id),
-        holdMs: 300_000,
-      });
+      const id = idOf(step.user, step.id);
+      const { allowed } = await take(step.user, asked, { mode: 'all', id, holdMs: world.holdMs });
       expect(allowed).toBe(model.hold(step.user, step.id, step.costs));
     } else if (step.kind === 'settle') {
       await store.settle(slot(step.user), idOf(step.user, step.id), step.actual);
       model.settle(step.user, step.id, step.actual);
     } else if (step.kind === 'plan') model.limits = step.limits;
-    else if (step.kind === 'setBack') clock.setBack(step.hours);
-    else {
-      clock.advance(step.seconds);
-      model.advance(step.seconds);
-    }
+    else if (step.kind === 'setBack') world.setBack(step.hours);
+    else await world.advance(step.seconds, model);
     for (const user of [0, 1]) {
-      const { ops: standings } = await store.take(slot(user), ops(user, [0, 0]), { mode: 'peek' });
+      const { ops: standings } = await take(user, ops(user, [0, 0]), { mode: 'peek' });
       expect(standings.map(({ used }) => used)).toEqual([model.of(user, 0), model.of(user, 1)]);
     }
   }
@@ -173,11 +181,17 @@ const RUNS = Number(process.env.QUOTA_MODEL_RUNS ?? 200);
 describe('memoryQuotaStore', () => {
   it('agrees with a plain model, whatever is taken, held, settled, expired and changed in whatever order', async () => {
     await fc.assert(
-      fc.asyncProperty(steps(true), async (list) => {
+      fc.asyncProperty(steps, async (list) => {
         const clock = manualClock(50_000 * DAY_MS);
         await agree(memoryQuotaStore({ clock }), 'm', list, {
-          advance: (seconds) => clock.advance(seconds),
+          window: { kind: 'calendar', at: () => ({ startMs: 0, endMs: 100_000 * DAY_MS }) },
+          holdMs: 300_000,
+          advance(seconds, model) {
+            clock.advance(seconds);
+            model.advance(seconds);
+          },
           setBack: (hours) => clock.set(clock.now() - hours * 3_600_000),
+          followsServer: false,
         });
       }),
       { numRuns: RUNS },
@@ -221,19 +235,79 @@ describe('memoryQuotaStore', () => {
 });
 
 describeWith('redis', 'redisQuotaStore', () => {
-  it('agrees with the same model', async () => {
+  it('agrees with the same model, with reservations that expire and a process whose clock jumps', async () => {
     const server = await startRedis();
     const client = new Redis(server.url);
-    const store = redisQuotaStore(client, { deadlineSeconds: 10 });
+    const began = Date.now();
+    let skewMs = 0;
+    const clock = { now: () => Date.now() + skewMs, monotonic: () => performance.now() };
+    const store = redisQuotaStore(client, { deadlineSeconds: 10, clock });
+    const holdMs = 30;
+    const world: World = {
+      // In the middle of a window by the server's clock; by the process's own often in another one.
+      window: {
+        kind: 'calendar',
+        at(ms) {
+          const startMs = began - DAY_MS / 2 + Math.floor((ms - began + DAY_MS / 2) / DAY_MS) * DAY_MS;
+          return { startMs, endMs: startMs + DAY_MS };
+        },
+      },
+      holdMs,
+      advance: () => sleep(holdMs + 1),
+      setBack: (hours) => {
+        skewMs = (skewMs - hours * 3_600_000) % (3 * DAY_MS);
+      },
+      followsServer: true,
+    };
     let run = 0;
     await fc.assert(
-      fc.asyncProperty(steps(false), async (list) => {
+      fc.asyncProperty(steps, async (list) => {
         run += 1;
-        await agree(store, `r${run}`, list, { advance: () => {}, setBack: () => {} });
+        await agree(store, `r${run}`, list, world);
       }),
       { numRuns: Math.ceil(RUNS / 8) },
     );
     await store.close?.();
+    client.disconnect();
+    await server.stop();
+  });
+
+  it('never charges more than the limit, nor loses a unit, whatever is taken and settled at the same time', async () => {
+    const server = await startRedis();
+    const client = new Redis(server.url);
+    const stores = [1, 2, 3].map(() => redisQuotaStore(client, { deadlineSeconds: 10 }));
+    const window: StoreWindow = { kind: 'calendar', at: () => ({ startMs: 0, endMs: 100_000 * DAY_MS }) };
+    const requests = fc.array(
+      fc.record({ cost: fc.integer({ min: 1, max: 6 }), held: fc.boolean(), actual: fc.nat(6), of: fc.nat(2) }),
+      { minLength: 5, maxLength: 40 },
+    );
+    let run = 0;
+    await fc.assert(
+      fc.asyncProperty(requests, async (list) => {
+        run += 1;
+        const key = `parallel-${run}`;
+        const op = (cost: number, reserved = false): QuotaOp => ({ key, window, limit: 30, cost, reserved });
+        let kept = 0;
+        let most = 0;
+        const work = async ({ cost, held, actual, of }: (typeof list)[number], index: number): Promise<void> => {
+          const store = stores[of] as QuotaStore;
+          const id = held ? `h${index}` : undefined;
+          const taken = await store.take(key, [op(cost, held)], { mode: 'all', id });
+          most = Math.max(most, taken.ops[0]?.used ?? 0);
+          if (!taken.allowed) return;
+          // Less than was held: a bound on what is used holds at every moment.
+          const used = held ? Math.min(actual, cost) : cost;
+          if (id !== undefined) await Promise.all([0, 1].map(() => store.settle(key, id, [used])));
+          kept += used;
+        };
+        await Promise.all(list.map(work));
+        expect(most).toBeLessThanOrEqual(30);
+        const [standing] = (await (stores[0] as QuotaStore).take(key, [op(0)], { mode: 'peek' })).ops;
+        expect(standing?.used).toBe(kept);
+      }),
+      { numRuns: Math.ceil(RUNS / 8) },
+    );
+    for (const store of stores) await store.close?.();
     client.disconnect();
     await server.stop();
   });
