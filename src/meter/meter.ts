@@ -4,10 +4,10 @@ import { AccessError } from '../errors/access-error.js';
 import type { BillingField } from '../errors/missing-field.js';
 import { OptionsParser } from '../errors/options-parser.js';
 import type { Middleware, Next } from '../http/middleware.js';
-import type { Dimensions, Resource } from '../identity/ambient.cjs';
+import type { Dimensions, Identity, Resource } from '../identity/ambient.cjs';
 import { MIDDLEWARE_ORDER } from '../request/gate.js';
 import { refuse } from '../request/refuse.js';
-import { missingFields, type RequestState, requestState } from '../request/request-state.js';
+import { type Attribution, missingFields, type RequestState, requestState } from '../request/request-state.js';
 import { whenResponseIsOver } from '../request/response-over.js';
 import { addQuantity, setDimensions, usageRecord } from '../request/usage-of.js';
 import { withDeadline } from '../runtime/deadline.js';
@@ -119,17 +119,8 @@ export function meter<Req extends IncomingMessage = IncomingMessage>(options: Me
       throw new AccessError('missing_credentials', { reason: 'meter: no identity' });
     }
     const resource = resourceOf === undefined ? statedResource(state) : readResource(resourceOf(req));
-    const has = (field: BillingField): boolean => {
-      if (field === 'resource.type') return resource?.type !== undefined;
-      if (field === 'resource.id') return resource?.id !== undefined;
-      if (identity === undefined) return field !== 'authId' && attribution?.fields[field] !== undefined;
-      return identity[field] !== undefined;
-    };
-    // Without an identity there is no authId, whether it was asked for or not.
-    const fields = identity === undefined ? new Set<BillingField>(['authId', ...required]) : required;
-    const missing = missingFields([...fields], has, attribution);
-    if (identity === undefined || missing.length > 0) {
-      throw new AccessError('missing_billing_fields', { missing, reason: 'meter: the request cannot be attributed' });
+    if (identity === undefined || !required.every((field) => isKnown(field, identity, attribution, resource))) {
+      throw unattributed(state, resource);
     }
     const who = intake.whoOf(identity);
     const claims = attribution === undefined ? undefined : JSON.stringify(identity.claims);
@@ -139,6 +130,14 @@ export function meter<Req extends IncomingMessage = IncomingMessage>(options: Me
     const requestId = requestIdHeader === undefined ? undefined : readRequestId(req, requestIdHeader);
     if (quantities !== undefined || dimensions !== undefined) readUsage(req);
     return { who, resource, claims, requestId };
+  }
+
+  /** Names everything that is missing at once. Without an identity there is no authId, whether it was asked for or not. */
+  function unattributed({ identity, attribution }: RequestState, resource: Partial<Resource> | undefined): AccessError {
+    const fields = identity === undefined ? [...new Set<BillingField>(['authId', ...required])] : required;
+    const has = (field: BillingField): boolean => isKnown(field, identity, attribution, resource);
+    const missing = missingFields(fields, has, attribution);
+    return new AccessError('missing_billing_fields', { missing, reason: 'meter: the request cannot be attributed' });
   }
 
   function readUsage(req: Req): void {
@@ -211,6 +210,18 @@ export function meter<Req extends IncomingMessage = IncomingMessage>(options: Me
   }
 
   return meterRequest;
+}
+
+function isKnown(
+  field: BillingField,
+  identity: Identity | undefined,
+  attribution: Attribution | undefined,
+  resource: Partial<Resource> | undefined,
+): boolean {
+  if (field === 'resource.type') return resource?.type !== undefined;
+  if (field === 'resource.id') return resource?.id !== undefined;
+  if (identity === undefined) return field !== 'authId' && attribution?.fields[field] !== undefined;
+  return identity[field] !== undefined;
 }
 
 function unready(cause: unknown): AccessError {

@@ -88,7 +88,7 @@ export class RecordEncoder {
     const at = this.#used;
     this.#reserve(RECORD_HEAD_BYTES + json.length * 3);
     const bytes = this.#bytes;
-    const length = bytes.write(json, at + RECORD_HEAD_BYTES, 'utf8');
+    const length = bytes.write(json, at + RECORD_HEAD_BYTES);
     if (length > MAX_PAYLOAD_BYTES) return false;
     const end = at + RECORD_HEAD_BYTES + length;
     bytes.writeUInt32LE(length, at);

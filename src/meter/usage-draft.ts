@@ -62,21 +62,22 @@ const EVENT_ID = /^[A-Za-z0-9._-]{1,64}$/;
 const MAX_REASON_LENGTH = 500;
 const MAX_QUANTITIES = 64;
 
-const NOTHING = {
-  head: undefined,
-  claims: undefined,
-  method: undefined,
-  route: undefined,
-  counted: false,
-} as const;
-
 /** The entry of a draft. @throws TypeError, RangeError that say what is wrong with it. */
 export function draftEntry(intake: Intake, given: UsageDraft): UsageEntry {
   const parser = new OptionsParser('record');
   const draft = parser.known(given, KEYS);
   const { identity, resource, time, requestId, status, durationMs } = draft;
-  const who: Partial<Record<string, unknown>> = { ...pick(identity), ...pick(draft) };
-  const subject = draft.subject ?? identity?.subject;
+  const who = {
+    authId: draft.authId ?? identity?.authId,
+    subject: draft.subject ?? identity?.subject,
+    issuer: draft.issuer ?? identity?.issuer,
+    verifier: draft.verifier ?? identity?.verifier,
+    tenant: draft.tenant ?? identity?.tenant,
+    clientId: draft.clientId ?? identity?.clientId,
+    tokenId: draft.tokenId ?? identity?.tokenId,
+    plan: draft.plan ?? identity?.plan,
+  };
+  const { subject } = who;
   if (who.authId === undefined) parser.problem('authId is missing: usage that nobody owes cannot be recorded');
   for (const name of WHO) if (who[name] !== undefined) parser.string(name, who[name]);
   if (subject !== undefined && !(KINDS.includes(subject?.kind) && isText(subject.id))) {
@@ -95,13 +96,17 @@ export function draftEntry(intake: Intake, given: UsageDraft): UsageEntry {
   if (durationMs !== undefined) parser.number('durationMs', durationMs, 0);
   const outcome = parser.oneOf('outcome', draft.outcome, OUTCOMES, 'complete');
   const billable = parser.oneOf('billable', draft.billable, [true, false], billableByDefault(status, outcome));
-  const attribution = attributionOf({ ...who, subject });
+  const attribution = attributionOf(who);
   parser.check(fitsIntoRecord(attribution, undefined, resource), 'the attribution is too large for an event');
   parser.done();
   const usage: UsageRecord = { quantities: undefined, dimensions: undefined, admission: undefined, closed: false };
   if (draft.dimensions !== undefined) setDimensions(usage, draft.dimensions);
   return {
-    ...NOTHING,
+    head: undefined,
+    claims: undefined,
+    method: undefined,
+    route: undefined,
+    counted: false,
     id: intake.nextId(),
     type: JSON.stringify(draft.type),
     timeMs,
@@ -134,7 +139,11 @@ export function correctionEntry(
   }
   parser.done();
   return {
-    ...NOTHING,
+    head: undefined,
+    claims: undefined,
+    method: undefined,
+    route: undefined,
+    counted: false,
     id: intake.nextId(),
     type: '"correction"',
     timeMs: intake.clock.now(),
@@ -166,12 +175,6 @@ function readQuantities(given: StatedQuantities, min: number): Record<string, Qu
     throw new RangeError(`usage: at most ${MAX_QUANTITIES} quantities`);
   }
   return quantities;
-}
-
-function pick(from: Partial<Record<(typeof WHO)[number], unknown>> | undefined): Record<string, unknown> {
-  const picked: Record<string, unknown> = {};
-  for (const name of WHO) if (from?.[name] != null) picked[name] = from[name];
-  return picked;
 }
 
 function isText(value: unknown): value is string {
