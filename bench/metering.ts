@@ -2,14 +2,18 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createPipeline, isAccessError, type Pipeline } from 'tollkeeper';
+import { cpuOfRequests, memoryOverEvents } from './metered-requests.js';
 import { argument, environment, printTable, writeResults } from './report.js';
 
 /**
- * What metering adds to a request, over HTTP, beside the same app without it (`bench/http.ts` with its own arguments), then
- * what the spool takes in, and how long it holds while no sink takes anything.
+ * What metering itself adds to a request, and its memory; what the spool takes in, and how long it holds while no sink takes
+ * anything; then what metering adds over HTTP, beside an analytics middleware (`bench/http.ts` with its own arguments).
  */
 const events = argument('events', 50_000);
 const maxMebibytes = argument('max-mebibytes', 16);
+const requests = argument('requests', 100_000);
+const requestRounds = argument('request-rounds', 3);
+const memoryEvents = argument('memory-events', 5_000_000);
 const folder = mkdtempSync(join(tmpdir(), 'tollkeeper-bench-metering-'));
 const draft = {
   type: 'report',
@@ -29,6 +33,12 @@ async function record(pipeline: Pipeline, count: number): Promise<void> {
     await Promise.all(Array.from({ length: Math.min(500, count - index) }, () => pipeline.record(draft)));
   }
 }
+
+console.log(environment());
+const added = await cpuOfRequests(folder, requestRounds, requests);
+printTable(added);
+const memory = await memoryOverEvents(folder, memoryEvents);
+printTable(memory);
 
 const rows: Record<string, unknown>[] = [];
 const taking = createPipeline({
@@ -81,9 +91,8 @@ rows.push({
 rows.push({ what: 'which is, at 100 events/s', result: `${(taken / 100 / 60).toFixed(1)} minutes of outage` });
 await holding.close({ deliverSeconds: 0.1 });
 rmSync(folder, { recursive: true, force: true });
-console.log(environment());
 printTable(rows);
-writeResults('metering', rows);
+writeResults('metering', { added, memory, rows });
 
 if (!process.argv.includes('--group=metering')) process.argv.push('--group=metering');
 await import('./http.js');

@@ -13,7 +13,10 @@ const SMOKE: Readonly<Record<string, readonly string[]>> = {
   tokens: ['--tokens=500', '--lookups=100'],
   revocation: ['--entries=5000', '--rounds=1', '--checks=5000'],
   quota: ['--rounds=1', '--calls=500'],
-  metering: ['--rounds=1', '--seconds=0.3', '--callers=5', '--events=500', '--max-mebibytes=2'],
+  metering: [
+    ...['--rounds=1', '--seconds=0.3', '--callers=5', '--events=500', '--max-mebibytes=2'],
+    ...['--requests=1000', '--request-rounds=1', '--memory-events=20000'],
+  ],
   ledger: ['--events=500', '--stored-sqlite=2000', '--stored-postgres=2000', '--clients=20'],
   issuer: ['--rounds=1', '--seconds=0.3'],
 };

@@ -18,6 +18,7 @@ import {
   requireScope,
 } from 'tollkeeper';
 import { asIdentity } from 'tollkeeper/testing';
+import { ask, start } from '../processes.js';
 import { AUDIENCE, type Callers, ISSUER } from './callers.js';
 
 /** What a server of the benchmark is made of. */
@@ -123,6 +124,23 @@ export const scenarios: readonly Scenario[] = [
     group: 'metering',
     frameworks: both,
     build: async () => ({ steps: [signedIn(), metering('intent')] }),
+  },
+  {
+    name: 'peer: moesif-nodejs, without bodies',
+    group: 'metering',
+    frameworks: both,
+    async build() {
+      const { default: moesif } = await import('moesif-nodejs');
+      const { port } = await ask<{ port: number }>(start('./http/collector.ts', 1), 'listen');
+      const analytics = moesif({
+        // It wants one of at least 50 characters.
+        applicationId: 'bench'.padEnd(64, '-'),
+        baseUri: `http://127.0.0.1:${port}`,
+        logBody: false,
+        identifyUser: (req: { identity?: { subject: { id: string } } }) => req.identity?.subject.id,
+      });
+      return { steps: [signedIn(), analytics as never] };
+    },
   },
   { name: 'bare', frameworks: both, build: async () => ({ steps: [] }) },
   {
