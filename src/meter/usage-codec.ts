@@ -6,7 +6,7 @@ import type { UsageEvent } from './usage-event.js';
 /** Every event of `meter()` counts one request, whatever the handler reports. */
 const ONE_REQUEST = '"requests":{"value":1,"basis":"measured"}';
 
-const NOTHING_REPORTED = `,"quantities":{${ONE_REQUEST}},"dimensions":{}`;
+const NOTHING_REPORTED = ',"quantities":{"requests":{"value":1,"basis":"measured"}},"dimensions":{}';
 
 /** Writes usage events as JSON. It runs once for a batch, after the requests' own ticks. */
 export class UsageCodec implements EventCodec<UsageEntry> {
