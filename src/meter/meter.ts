@@ -41,7 +41,7 @@ export interface MeterOptions<Req extends IncomingMessage = IncomingMessage> {
   readonly billable?: (event: FinishedEvent) => boolean;
   /**
    * `intent`: the request is durable before its handler runs. `completion`: its event is written after the response; a
-   * crash may lose requests in flight and what finished in the last 5 ms. Default: `intent` when the spool is on disk and
+   * crash may lose requests in flight and what finished in about the last 5 ms. Default: `intent` when the spool is on disk and
    * a sink bills, else `completion`.
    */
   readonly durability?: 'intent' | 'completion';

@@ -74,8 +74,8 @@ async function drain(server: NonNullable<ShutdownOptions['server']>, ms: number)
     }, ms);
     server.close(() => {
       clearTimeout(timer);
-      // `close` of the last socket, and of the responses on it.
-      setImmediate(resolve);
+      // Sockets, and the responses on them, tell of their end in the last phase of a turn of the event loop: behind the next.
+      setImmediate(() => setImmediate(resolve));
     });
     server.closeIdleConnections?.();
   });
