@@ -129,18 +129,12 @@ export class AttemptGate {
       counter.failures += 1;
       decided();
     };
-    return {
-      passed: () => {
-        if (isDecided) return;
-        isDecided = true;
-        decided();
-      },
-      failed: () => {
-        if (isDecided) return;
-        isDecided = true;
-        this.count(slot, op, counted);
-      },
+    const first = (word: () => void) => () => {
+      if (isDecided) return;
+      isDecided = true;
+      word();
     };
+    return { passed: first(decided), failed: first(() => this.count(slot, op, counted)) };
   }
 
   /** Books a failure, over the limit too. */
