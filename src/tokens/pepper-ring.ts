@@ -1,6 +1,5 @@
-import { randomBytes, timingSafeEqual } from 'node:crypto';
+import { createHmac, createSecretKey, type KeyObject, randomBytes, timingSafeEqual } from 'node:crypto';
 import type { OptionsParser } from '../errors/options-parser.js';
-import { MacKey } from './mac-key.js';
 import type { TokenParts } from './token-format.js';
 
 /** A secret that is mixed into every stored token, so that a copy of the store alone is of no use. */
@@ -33,9 +32,9 @@ const MAC_LENGTH = 43;
 /** The peppers that tokens are stored with. Secrets never leave it. */
 export class PepperRing {
   readonly currentId: string;
-  readonly #keys = new Map<string, MacKey>();
+  readonly #keys = new Map<string, KeyObject>();
   /** For tokens that do not exist, so that an answer takes the same time. */
-  readonly #dummy = new MacKey(randomBytes(MIN_BYTES));
+  readonly #dummy = createSecretKey(randomBytes(MIN_BYTES));
 
   /** Notes every problem of the options; usable only if there are none. */
   constructor(given: Peppers, parser: OptionsParser) {
@@ -56,7 +55,7 @@ export class PepperRing {
       const text = Buffer.from(bytes).toString('base64');
       parser.check(!secrets.has(text), `${where}.secret is that of another pepper`);
       secrets.add(text);
-      this.#keys.set(id, new MacKey(bytes));
+      if (bytes.length > 0) this.#keys.set(id, createSecretKey(bytes));
     };
     add('peppers.current', current);
     if (previous !== undefined && !Array.isArray(previous)) parser.problem('peppers.previous must be an array');
@@ -76,7 +75,8 @@ export class PepperRing {
 
   /** What is stored of a token, under the current pepper. Undefined when that was dropped. */
   mac(parts: TokenParts): string | undefined {
-    return this.#keys.get(this.currentId)?.of(inputOf(parts));
+    const key = this.#keys.get(this.currentId);
+    return key && macOf(key, parts);
   }
 
   /**
@@ -85,17 +85,17 @@ export class PepperRing {
    */
   verifies(parts: TokenParts, stored: { readonly pepperId: string; readonly mac: string } | undefined): boolean {
     const key = stored === undefined ? undefined : this.#keys.get(stored.pepperId);
-    const same = isSame((key ?? this.#dummy).of(inputOf(parts)), stored?.mac ?? '');
+    const same = isSame(macOf(key ?? this.#dummy, parts), stored?.mac ?? '');
     return same && key !== undefined;
   }
 }
 
-/** The parts, each with its length in front, so that no two tokens give the same bytes. */
-function inputOf({ prefix, kind, env, id, secret }: TokenParts): string {
-  return (
+/** HMAC-SHA-256 over the parts, each with its length in front, so that no two tokens give the same bytes. */
+function macOf(key: KeyObject, { prefix, kind, env, id, secret }: TokenParts): string {
+  const input =
     `${FORM.length}:${FORM}${prefix.length}:${prefix}${kind.length}:${kind}` +
-    `${env.length}:${env}${id.length}:${id}${secret.length}:${secret}`
-  );
+    `${env.length}:${env}${id.length}:${id}${secret.length}:${secret}`;
+  return createHmac('sha256', key).update(input).digest('base64url');
 }
 
 /** In constant time, whatever stands in the store. */
