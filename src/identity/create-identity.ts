@@ -13,11 +13,11 @@ export interface IdentityInput extends Partial<Omit<Identity, 'subject' | 'authI
 /** Marks identities that `createIdentity` made, of whichever copy of this package. Not enumerable: a spread copy has none. */
 const MADE = Symbol.for('tollkeeper.identity');
 
-const KINDS: readonly SubjectKind[] = ['user', 'service', 'workload', 'organization'];
+export const SUBJECT_KINDS: readonly SubjectKind[] = ['user', 'service', 'workload', 'organization'];
 
 /** Whether a value is one of the kinds. */
 export function isSubjectKind(value: unknown): value is SubjectKind {
-  return KINDS.includes(value as SubjectKind);
+  return SUBJECT_KINDS.includes(value as SubjectKind);
 }
 const TEXTS = ['tenant', 'clientId', 'tokenId', 'keyId', 'plan', 'issuer', 'verifier'] as const;
 const INSTANTS = ['issuedAt', 'expiresAt'] as const;
@@ -112,7 +112,7 @@ export function createIdentity(input: IdentityInput, verifier: string): Identity
 
 function subjectOf(name: string, value: unknown, problems: string[]): Subject | undefined {
   const { kind, id } = (value ?? {}) as Partial<Subject>;
-  if (!isSubjectKind(kind)) problems.push(`${name}.kind must be one of ${KINDS.join(', ')}`);
+  if (!isSubjectKind(kind)) problems.push(`${name}.kind must be one of ${SUBJECT_KINDS.join(', ')}`);
   if (!isText(id)) problems.push(`${name}.id must be a string that is not empty`);
   return Object.freeze({ kind: kind as SubjectKind, id: id as string });
 }

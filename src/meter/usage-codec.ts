@@ -6,16 +6,10 @@ import type { UsageEvent } from './usage-event.js';
 /** Every event of `meter()` counts one request, whatever the handler reports. */
 const ONE_REQUEST = '"requests":{"value":1,"basis":"measured"}';
 
-const NOTHING_REPORTED = ',"quantities":{"requests":{"value":1,"basis":"measured"}},"dimensions":{}';
-
 /** Writes usage events as JSON. It runs once for a batch, after the requests' own ticks. */
 export class UsageCodec implements EventCodec<UsageEntry> {
-  #source = '';
-  #sourceJson = '""';
   #second = Number.NaN;
   #secondText = '';
-  #ms = Number.NaN;
-  #msText = '';
 
   id(entry: UsageEntry): string {
     return entry.id;
@@ -31,7 +25,7 @@ export class UsageCodec implements EventCodec<UsageEntry> {
 
   final(entry: UsageEntry, seq: number, source: string): string {
     const { route, status, durationMs, corrects, reason } = entry;
-    let text = `{"id":"${entry.id}","seq":${seq},"source":${this.#quoted(source)},${this.#head(entry)}`;
+    let text = `{"id":"${entry.id}","seq":${seq},"source":${JSON.stringify(source)},${this.#head(entry)}`;
     if (route !== undefined) text += `,"route":${JSON.stringify(route)}`;
     if (status !== undefined) text += `,"status":${status}`;
     text += `,"outcome":"${entry.outcome}","billable":${entry.billable}`;
@@ -70,17 +64,7 @@ export class UsageCodec implements EventCodec<UsageEntry> {
     return head;
   }
 
-  /** A log has one source. */
-  #quoted(source: string): string {
-    if (source !== this.#source) {
-      this.#source = source;
-      this.#sourceJson = JSON.stringify(source);
-    }
-    return this.#sourceJson;
-  }
-
   #usage({ counted, quantities, dimensions }: UsageEntry): string {
-    if (counted && quantities === undefined && dimensions === undefined) return NOTHING_REPORTED;
     let text = counted ? ONE_REQUEST : '';
     if (quantities !== undefined) {
       for (const name in quantities) {
@@ -93,17 +77,14 @@ export class UsageCodec implements EventCodec<UsageEntry> {
     return `,"quantities":{${text}},"dimensions":${dimensions === undefined ? '{}' : JSON.stringify(dimensions)}`;
   }
 
-  /** RFC 3339 with milliseconds. The last text is kept: the events of a batch come in bursts. */
+  /** RFC 3339 with milliseconds. The text of a second is kept: most events of a batch share it. */
   #time(ms: number): string {
     const whole = Math.floor(ms);
-    if (whole === this.#ms) return this.#msText;
     const second = Math.floor(whole / 1000);
     if (second !== this.#second) {
       this.#second = second;
       this.#secondText = new Date(second * 1000).toISOString().slice(0, -4);
     }
-    this.#ms = whole;
-    this.#msText = `${this.#secondText}${String(whole - second * 1000).padStart(3, '0')}Z`;
-    return this.#msText;
+    return `${this.#secondText}${String(whole - second * 1000).padStart(3, '0')}Z`;
   }
 }

@@ -1,5 +1,6 @@
 import { OptionsParser } from '../errors/options-parser.js';
 import type { Dimensions, Identity, Resource, Subject } from '../identity/ambient.cjs';
+import { isSubjectKind } from '../identity/create-identity.js';
 import type { Outcome } from '../request/request-state.js';
 import { checkQuantity, setDimensions } from '../request/usage-of.js';
 import type { Basis, Quantity, UsageRecord } from '../request/usage-record.js';
@@ -55,7 +56,6 @@ const KEYS: readonly (keyof UsageDraft)[] = [
   'dimensions',
 ];
 const OUTCOMES: readonly Outcome[] = ['complete', 'client_aborted', 'server_error', 'unknown'];
-const KINDS: readonly Subject['kind'][] = ['user', 'service', 'workload', 'organization'];
 const TYPE = /^[\x20-\x7E]{1,128}$/;
 const REQUEST_ID = /^[\x20-\x7E]{1,200}$/;
 const EVENT_ID = /^[A-Za-z0-9._-]{1,64}$/;
@@ -80,7 +80,7 @@ export function draftEntry(intake: Intake, given: UsageDraft): UsageEntry {
   const { subject } = who;
   if (who.authId === undefined) parser.problem('authId is missing: usage that nobody owes cannot be recorded');
   for (const name of WHO) if (who[name] !== undefined) parser.string(name, who[name]);
-  if (subject !== undefined && !(KINDS.includes(subject?.kind) && isText(subject.id))) {
+  if (subject !== undefined && !(isSubjectKind(subject?.kind) && isText(subject.id))) {
     parser.problem('subject must be { kind, id }');
   }
   parser.check(typeof draft.type === 'string' && TYPE.test(draft.type), 'type must be 1 to 128 printable characters');

@@ -1,7 +1,7 @@
 import { OptionsParser } from '../errors/options-parser.js';
 import { RegistryError } from '../errors/registry-error.js';
-import type { Resource, Subject, SubjectKind } from '../identity/ambient.cjs';
-import { isScopeToken, isWildcardScope } from '../identity/create-identity.js';
+import type { Resource, Subject } from '../identity/ambient.cjs';
+import { isScopeToken, isWildcardScope, SUBJECT_KINDS } from '../identity/create-identity.js';
 import { frozenCopy } from '../identity/frozen-copy.js';
 import type { PageQuery } from './token-store.js';
 
@@ -16,7 +16,6 @@ const MAX_INSTANT = 0xffff_ffff;
 /** What PostgreSQL cannot store (NUL), what no encoding can (lone surrogates), and what breaks a line of a log. */
 const UNPRINTABLE = /[\p{Cc}\p{Cs}]/u;
 const UNSTORABLE = /[\0\p{Cs}]/u;
-const KINDS: readonly SubjectKind[] = ['user', 'service', 'workload', 'organization'];
 
 /**
  * Reads the input of one registry call and notes everything that is wrong with it. What is read is undefined where it was
@@ -128,9 +127,11 @@ export class RegistryInput {
     const value = this.#given.subject;
     if (value === undefined) return undefined;
     const { kind, id } = this.#parser.known(value as Partial<Subject>, ['kind', 'id'], 'subject');
-    const knownKind = KINDS.find((known) => known === kind);
+    const knownKind = SUBJECT_KINDS.find((known) => known === kind);
     if (knownKind !== undefined && isName(id)) return Object.freeze({ kind: knownKind, id });
-    this.problem(`subject must be { kind, id }: kind one of ${KINDS.join(', ')}, id 1 to ${MAX_NAME} characters`);
+    this.problem(
+      `subject must be { kind, id }: kind one of ${SUBJECT_KINDS.join(', ')}, id 1 to ${MAX_NAME} characters`,
+    );
     return undefined;
   }
 
