@@ -22,7 +22,7 @@ let packed: Packed;
 
 beforeAll(async () => {
   packed = await pack();
-}, 600_000);
+}, 180_000);
 
 afterAll(() => packed?.remove());
 
@@ -197,7 +197,7 @@ describe('the ambient types', () => {
       expect(check('use-esm.mts').filter((problem) => !/TS2578|TS2322/.test(problem))).toEqual([]);
       expect(check('use-esm.mts').length).toBeGreaterThan(3);
     },
-    300_000,
+    120_000,
   );
 });
 
@@ -211,7 +211,7 @@ describe('the declarations of every entry', () => {
       for (const file of files) writeFileSync(file, text);
       expect(compile(packed.consumers, files, RESOLUTIONS[resolution])).toEqual([]);
     },
-    300_000,
+    120_000,
   );
 });
 
@@ -247,7 +247,7 @@ describe('the packed package in a consumer', () => {
     expect(compile(packed.consumers, typescript, { ...RESOLUTIONS.nodenext, emit: true })).toEqual([]);
     const esm = typescript.filter((file) => file.endsWith('.mts'));
     expect(compile(packed.consumers, esm, { ...RESOLUTIONS.bundler, esModuleInterop: true })).toEqual([]);
-  }, 300_000);
+  }, 120_000);
 
   it.each(
     Object.keys(FRAMEWORKS).flatMap((framework) =>

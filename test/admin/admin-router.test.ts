@@ -405,9 +405,17 @@ describe('adminRouter', () => {
     ];
     await fc.assert(
       fc.asyncProperty(body, fc.constantFrom(...paths), async (sent, [method, path]) => {
-        // A larger one is a 413, and its rest may meet a closed connection.
-        fc.pre(JSON.stringify(sent).length <= 262_144);
-        expect([200, 201, 400, 404, 409]).toContain((await ask(method, path, JSON.stringify(sent))).status);
+        const text = JSON.stringify(sent);
+        const answer = ask(method, path, text);
+        // The rest of one that is too large may meet the connection that its answer has closed.
+        if (Buffer.byteLength(text) > 262_144)
+          expect(
+            await answer.then(
+              ({ status }) => status,
+              () => 413,
+            ),
+          ).toBe(413);
+        else expect([200, 201, 400, 404, 409]).toContain((await answer).status);
       }),
       { numRuns: 150 },
     );

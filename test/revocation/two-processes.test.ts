@@ -193,12 +193,13 @@ function replicas(kind: string, server: () => RunningServer): void {
         await sleep(5);
       }
       const settled = performance.now();
-      await sleep(200);
+      // A loaded machine asks less often: it takes longer.
+      while (answers.filter((answer) => answer.token === 'bad').length <= 100) await sleep(20);
       await stop();
 
       const of = (name: string, from = 0, to = Number.POSITIVE_INFINITY): Answer[] =>
         answers.filter((answer) => answer.token === name && answer.sent >= from && answer.at <= to);
-      expect(of('bad').length).toBeGreaterThan(10);
+      expect(of('bad').length).toBeGreaterThan(100);
       expect(of('bad').filter(({ status }) => status !== 401)).toEqual([]);
       expect(of('good').filter(({ status, code }) => status !== 200 && code !== 'revocation_stale')).toEqual([]);
       const stale = of('good').filter(({ status }) => status === 503);
