@@ -1,6 +1,7 @@
 export { asIdentity } from './as-identity.js';
 export type { ContractCase } from './contract-case.js';
-export { type LedgerUnderTest, ledgerContract, usageEvent } from './ledger-contract.js';
+export { type LedgerUnderTest, ledgerContract } from './ledger-contract.js';
+export { usageEvent } from './ledger-fixture.js';
 export { type ManualClock, manualClock } from './manual-clock.js';
 export { type QuotaStoreUnderTest, quotaStoreContract } from './quota-store-contract.js';
 export { type ReplayStoresUnderTest, replayStoreContract } from './replay-store-contract.js';

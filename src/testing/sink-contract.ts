@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import type { Sink, Verdict } from '../meter/sink.js';
 import type { UsageEvent } from '../meter/usage-event.js';
 import type { ContractCase } from './contract-case.js';
-import { usageEvent } from './ledger-contract.js';
+import { usageEvent } from './ledger-fixture.js';
 
 /** A sink, what has arrived behind it, and what ends it. */
 export interface SinkUnderTest {
