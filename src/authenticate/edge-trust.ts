@@ -37,7 +37,10 @@ export function parseEdge(
   parser: OptionsParser,
 ): ParsedEdge {
   const prefix = parser.string('prefix', given.prefix).toLowerCase();
-  parser.check(/^[a-z0-9-]*$/.test(prefix), 'prefix must be the beginning of a header name: letters, digits and "-"');
+  parser.check(
+    /^(?!-)[a-z0-9-]*$/.test(prefix),
+    'prefix must be the beginning of a header name: letters, digits and "-"',
+  );
   const trust = parser.known(given.trust, ['peers', 'secret', 'header', 'maxAgeSeconds'], 'trust') as {
     peers?: readonly string[];
     secret?: string | Uint8Array;

@@ -12,6 +12,9 @@ export interface StripEdgeHeadersOptions {
   readonly clock?: Clock;
 }
 
+/** The bit that tells small letters from capital ones; digits have it. */
+const SMALL = 0x20;
+
 /** HTTP gives trailers no say about routing or who is calling (RFC 9110 §6.5.1), and lets a recipient drop them. */
 const NO_TRAILERS: PropertyDescriptorMap = {
   trailers: { value: Object.freeze({}) },
@@ -39,7 +42,7 @@ export function stripEdgeHeaders(options: StripEdgeHeadersOptions): Middleware {
 
   return function stripEdgeHeaders(req, _res, next) {
     const isTrusted = edge.standing(req) === 'trusted';
-    removeHeaders(req, isTrusted ? isMisspelt : isMeant);
+    removeHeaders(req, prefix.charCodeAt(0), isTrusted ? isMisspelt : isMeant);
     // They come behind a body in chunks, or in HTTP/2.
     if (!isTrusted && (req.headers['transfer-encoding'] !== undefined || req.httpVersionMajor > 1)) {
       Object.defineProperties(req, NO_TRAILERS);
@@ -48,10 +51,14 @@ export function stripEdgeHeaders(options: StripEdgeHeadersOptions): Middleware {
   };
 }
 
-/** @param goes is asked with lower-case names. */
-function removeHeaders(req: IncomingMessage, goes: (name: string) => boolean): void {
+/**
+ * @param first what the names begin with, a small letter or a digit: most headers of most requests are passed over by it.
+ * @param goes is asked with lower-case names.
+ */
+function removeHeaders(req: IncomingMessage, first: number, goes: (name: string) => boolean): void {
   const { rawHeaders } = req;
-  if (!rawHeaders.some((name, index) => index % 2 === 0 && goes(name.toLowerCase()))) return;
+  const isPossible = (name: string): boolean => (name.charCodeAt(0) | SMALL) === first;
+  if (!rawHeaders.some((name, index) => index % 2 === 0 && isPossible(name) && goes(name.toLowerCase()))) return;
   // Both views are made of rawHeaders on first use: that must be before it changes.
   for (const view of [req.headers, req.headersDistinct]) {
     if (view === undefined) continue;
