@@ -1,11 +1,11 @@
 import { OptionsParser } from '../errors/options-parser.js';
 import type { Dimensions, Identity, Resource, Subject } from '../identity/ambient.cjs';
 import { isSubjectKind } from '../identity/create-identity.js';
-import type { Outcome } from '../request/request-state.js';
+import { OUTCOMES, type Outcome } from '../request/request-state.js';
 import { checkQuantity, setDimensions } from '../request/usage-of.js';
 import type { Basis, Quantity, UsageRecord } from '../request/usage-record.js';
 import type { Intake } from './intake.js';
-import { attributionOf, billableByDefault, fitsIntoRecord, type UsageEntry } from './usage-entry.js';
+import { attributionOf, billableByDefault, END_MS, fitsIntoRecord, type UsageEntry } from './usage-entry.js';
 
 /** Amounts by name, with their basis or as `reported`. */
 export type StatedQuantities = Readonly<Record<string, number | { readonly value: number; readonly basis?: Basis }>>;
@@ -55,29 +55,28 @@ const KEYS: readonly (keyof UsageDraft)[] = [
   'quantities',
   'dimensions',
 ];
-const OUTCOMES: readonly Outcome[] = ['complete', 'client_aborted', 'server_error', 'unknown'];
 const TYPE = /^[\x20-\x7E]{1,128}$/;
 const REQUEST_ID = /^[\x20-\x7E]{1,200}$/;
 const EVENT_ID = /^[A-Za-z0-9._-]{1,64}$/;
 const MAX_REASON_LENGTH = 500;
 const MAX_QUANTITIES = 64;
 
+const NOTHING = {
+  head: undefined,
+  claims: undefined,
+  method: undefined,
+  route: undefined,
+  counted: false,
+} as const;
+
 /** The entry of a draft. @throws TypeError, RangeError that say what is wrong with it. */
 export function draftEntry(intake: Intake, given: UsageDraft): UsageEntry {
   const parser = new OptionsParser('record');
   const draft = parser.known(given, KEYS);
   const { identity, resource, time, requestId, status, durationMs } = draft;
-  const who = {
-    authId: draft.authId ?? identity?.authId,
-    subject: draft.subject ?? identity?.subject,
-    issuer: draft.issuer ?? identity?.issuer,
-    verifier: draft.verifier ?? identity?.verifier,
-    tenant: draft.tenant ?? identity?.tenant,
-    clientId: draft.clientId ?? identity?.clientId,
-    tokenId: draft.tokenId ?? identity?.tokenId,
-    plan: draft.plan ?? identity?.plan,
-  };
-  const { subject } = who;
+  const subject = draft.subject ?? identity?.subject;
+  const who: { [K in (typeof WHO)[number]]?: string } & Pick<UsageDraft, 'subject'> = { subject };
+  for (const name of WHO) who[name] = draft[name] ?? identity?.[name];
   if (who.authId === undefined) parser.problem('authId is missing: usage that nobody owes cannot be recorded');
   for (const name of WHO) if (who[name] !== undefined) parser.string(name, who[name]);
   if (subject !== undefined && !(isSubjectKind(subject?.kind) && isText(subject.id))) {
@@ -88,7 +87,7 @@ export function draftEntry(intake: Intake, given: UsageDraft): UsageEntry {
     parser.problem('resource must be { type, id }');
   }
   const timeMs = time === undefined ? intake.clock.now() : time instanceof Date ? time.getTime() : Number.NaN;
-  parser.check(timeMs >= 0 && timeMs <= 253_402_300_799_999, 'time must be a Date');
+  parser.check(timeMs >= 0 && timeMs < END_MS, 'time must be a Date from 1970 to 9998');
   if (requestId !== undefined && !(isText(requestId) && REQUEST_ID.test(requestId))) {
     parser.problem('requestId must be 1 to 200 printable ASCII characters');
   }
@@ -102,11 +101,7 @@ export function draftEntry(intake: Intake, given: UsageDraft): UsageEntry {
   const usage: UsageRecord = { quantities: undefined, dimensions: undefined, admission: undefined, closed: false };
   if (draft.dimensions !== undefined) setDimensions(usage, draft.dimensions);
   return {
-    head: undefined,
-    claims: undefined,
-    method: undefined,
-    route: undefined,
-    counted: false,
+    ...NOTHING,
     id: intake.nextId(),
     type: JSON.stringify(draft.type),
     timeMs,
@@ -139,11 +134,7 @@ export function correctionEntry(
   }
   parser.done();
   return {
-    head: undefined,
-    claims: undefined,
-    method: undefined,
-    route: undefined,
-    counted: false,
+    ...NOTHING,
     id: intake.nextId(),
     type: '"correction"',
     timeMs: intake.clock.now(),

@@ -31,6 +31,9 @@ export interface UsageEntry {
   readonly reason: string | undefined;
 }
 
+/** Events are of before this instant: what every database's calendar has, with a month to spare. */
+export const END_MS = Date.UTC(9999, 0, 1);
+
 type Who = Partial<
   Pick<Identity, 'authId' | 'subject' | 'issuer' | 'verifier' | 'tenant' | 'clientId' | 'tokenId' | 'plan'>
 >;

@@ -7,6 +7,7 @@ import { refuse } from '../request/refuse.js';
 import {
   type Ending,
   knownRequestState,
+  OUTCOMES,
   type Outcome,
   type RequestState,
   type ResponseObserver,
@@ -51,7 +52,6 @@ const OPTIONS: readonly (keyof EnforceQuotaOptions)[] = [
   'settle',
   'headers',
 ];
-const OUTCOMES: readonly Outcome[] = ['complete', 'client_aborted', 'server_error', 'unknown'];
 
 /**
  * Middleware that holds a request to its caller's plan. All policies decide in one step, and a refused request consumes

@@ -27,6 +27,8 @@ export interface Attribution {
  */
 export type Outcome = 'complete' | 'client_aborted' | 'server_error' | 'unknown';
 
+export const OUTCOMES: readonly Outcome[] = ['complete', 'client_aborted', 'server_error', 'unknown'];
+
 /** The end of a response. */
 export interface Ending {
   readonly outcome: Outcome;

@@ -1,9 +1,8 @@
 import type { Verdict } from '../meter/sink.js';
+import { END_MS } from '../meter/usage-entry.js';
 import type { UsageEvent } from '../meter/usage-event.js';
 
 const TIME = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$/;
-/** From 1970 to 9998: what every database's calendar has, with a month to spare. */
-const END_MS = Date.UTC(9999, 0, 1);
 /** A name that no quantity can have would be taken for one of the roll-ups' own. */
 const QUANTITY = /^[A-Za-z_][A-Za-z0-9_.-]{0,63}$/;
 /** No control characters and no halves of characters, and short enough for an index. */

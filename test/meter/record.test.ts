@@ -78,6 +78,7 @@ it.each([
   ['a time as text', { time: '2026-03-01' }],
   ['an invalid time', { time: new Date(Number.NaN) }],
   ['a time before the epoch', { time: new Date(-1) }],
+  ['a time that no ledger books', { time: new Date('9999-01-01T00:00:00Z') }],
   ['a long request id', { requestId: 'x'.repeat(201) }],
   ['a request id that is no text', { requestId: 5 }],
   ['a status of 99', { status: 99 }],
