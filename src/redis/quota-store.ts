@@ -1,3 +1,4 @@
+import type { Writable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { OptionsParser } from '../errors/options-parser.js';
 import { standing } from '../quota/memory-counter.js';
@@ -15,7 +16,14 @@ import { type Clock, systemClock } from '../runtime/clock.js';
 import { READY_WAIT_MS } from '../runtime/lifecycle.js';
 import { LeasedQuotaStore } from './leased-quota-store.js';
 import { QUOTA_SCRIPT } from './quota-script.js';
-import { isRedisClient, type RedisClient, redisCommand, redisScript } from './redis-client.js';
+import {
+  type IoredisClient,
+  isRedisClient,
+  type RedisClient,
+  type RedisCommand,
+  redisCommand,
+  redisScript,
+} from './redis-client.js';
 
 export interface RedisQuotaStoreOptions {
   /** What every key begins with: letters, digits, `.`, `_`, `-` and `:`. Default `tollkeeper:quota`. */
@@ -82,7 +90,13 @@ interface Closable {
 /** What is used of an ioredis client beside its commands. */
 interface Ioredis {
   readonly options?: { readonly redisOptions?: object };
-  duplicate(...overrides: unknown[]): RedisClient & Closable & { on(event: string, listener: () => void): void };
+  duplicate(...overrides: unknown[]): IoredisClient & Closable & OwnConnection;
+}
+
+/** What is used of the duplicate. A cluster has no stream: it has many. */
+interface OwnConnection {
+  readonly stream?: Pick<Writable, 'cork' | 'uncork'> | undefined;
+  on(event: string, listener: () => void): void;
 }
 
 class CountersInRedis implements QuotaStore {
@@ -98,8 +112,8 @@ class CountersInRedis implements QuotaStore {
   #aheadMs = 0;
 
   constructor(redis: RedisClient, prefix: string, deadlineMs: number, clock: Clock) {
-    const { client, own } = careful(redis);
-    this.#run = redisScript(redisCommand(client), QUOTA_SCRIPT);
+    const { command, own } = careful(redis);
+    this.#run = redisScript(command, QUOTA_SCRIPT);
     this.#own = own;
     this.#prefix = prefix;
     this.#deadlineMs = deadlineMs;
@@ -290,20 +304,41 @@ function spell(head: string[], ops: readonly QuotaOp[], nowMs: number): string[]
  * A connection that does not send a command twice. ioredis does it in three ways: after a reconnect, per request, and, on a
  * cluster, when a node's connection is closed. node-redis does not.
  */
-function careful(redis: RedisClient): { client: RedisClient; own: Closable | undefined } {
-  if (!('call' in redis)) return { client: redis, own: undefined };
+function careful(redis: RedisClient): { command: RedisCommand; own: Closable | undefined } {
+  if (!('call' in redis)) return { command: redisCommand(redis), own: undefined };
   const settings = { autoResendUnfulfilledCommands: false, maxRetriesPerRequest: 0, lazyConnect: true };
   const { duplicate, options } = redis as Ioredis;
-  const client =
-    'nodes' in redis
-      ? duplicate.call(redis, [], {
-          lazyConnect: true,
-          retryDelayOnFailover: 0,
-          // ioredis 5 would put these in the place of the app's own, with its password.
-          redisOptions: { ...options?.redisOptions, ...settings },
-        })
-      : duplicate.call(redis, settings);
+  const isCluster = 'nodes' in redis;
+  const client = isCluster
+    ? duplicate.call(redis, [], {
+        lazyConnect: true,
+        retryDelayOnFailover: 0,
+        // ioredis 5 would put these in the place of the app's own, with its password.
+        redisOptions: { ...options?.redisOptions, ...settings },
+      })
+    : duplicate.call(redis, { ...settings, enableAutoPipelining: false });
   // What fails is told to whoever waits for a command.
   client.on('error', () => {});
-  return { client, own: client };
+  return { command: isCluster ? redisCommand(client) : inOneWrite(client), own: client };
+}
+
+/**
+ * What is sent in one turn of the event loop leaves in one write, as with ioredis's automatic pipelines. These wait for each
+ * other, so that Redis and the client take turns; here the next write goes out while answers to the last are still coming.
+ */
+function inOneWrite(client: IoredisClient & OwnConnection): RedisCommand {
+  const send = redisCommand(client);
+  let corked: OwnConnection['stream'];
+  const uncork = (): void => {
+    corked?.uncork();
+    corked = undefined;
+  };
+  return (args) => {
+    if (corked === undefined && client.stream !== undefined) {
+      corked = client.stream;
+      corked.cork();
+      setImmediate(uncork);
+    }
+    return send(args);
+  };
 }
