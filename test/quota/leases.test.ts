@@ -4,9 +4,8 @@ import { expect, it } from 'vitest';
 import { describeWith, type RunningProcess, startProcess, startRedis } from '../support/index.js';
 import type { LeaseReplicaSettings } from './lease-replica.js';
 
-/** The acceptance run: QUOTA_REPLICAS=10 QUOTA_REQUESTS=100000. */
-const REPLICAS = Number(process.env.QUOTA_REPLICAS ?? 4);
-const REQUESTS = Number(process.env.QUOTA_REQUESTS ?? 8_000);
+const REPLICAS = 10;
+const REQUESTS = 100_000;
 const LIMIT = REQUESTS / 2;
 
 describeWith('redis', 'leases of many processes', () => {

@@ -63,10 +63,10 @@ describe('calendar windows', () => {
   }
 
   it.each([
-    ['a day of 23 hours', { unit: 'day', timeZone: 'Europe/Berlin' }, '2026-03-28T23:00:00Z', [23, 24]],
-    ['a day of 25 hours', { unit: 'day', timeZone: 'Europe/Berlin' }, '2026-10-24T22:00:00Z', [25, 24]],
+    ['trap 11: a day of 23 hours', { unit: 'day', timeZone: 'Europe/Berlin' }, '2026-03-28T23:00:00Z', [23, 24]],
+    ['trap 11: a day of 25 hours', { unit: 'day', timeZone: 'Europe/Berlin' }, '2026-10-24T22:00:00Z', [25, 24]],
     [
-      'a midnight that does not exist',
+      'trap 11: a midnight that does not exist',
       { unit: 'day', timeZone: 'America/Sao_Paulo' },
       '2018-11-03T03:00:00Z',
       [24, 23],
@@ -82,7 +82,7 @@ describe('calendar windows', () => {
     ['weeks that begin on Monday', { unit: 'week' }, '2026-11-25T00:00:00Z', [5 * 24, 7 * 24]],
     ['months', { unit: 'month' }, '2026-02-01T00:00:00Z', [28 * 24, 31 * 24]],
     [
-      'anchor day 31: clamped in February, back in March',
+      'trap 12: anchor day 31, clamped in February, back in March',
       { unit: 'month', anchorDay: 31 },
       '2026-02-27T00:00:00Z',
       [24, 31 * 24],
@@ -92,7 +92,7 @@ describe('calendar windows', () => {
     expect(await windowsFrom(window, instant)).toEqual(hours);
   });
 
-  it('around the end of a window at most twice the limit passes, and a rate at most its burst', () => {
+  it('trap 3: around the end of a window at most twice the limit passes, and a rate at most its burst', () => {
     for (const [window, most] of [
       [calendar(60_000), 20],
       [{ kind: 'gcra', periodMs: 60_000, burst: 10 }, 10],
@@ -109,7 +109,7 @@ describe('calendar windows', () => {
     }
   });
 
-  it('a wall clock that is set back an hour refunds nothing, and nothing is stuck', () => {
+  it('trap 2: a wall clock that is set back an hour refunds nothing, and nothing is stuck', () => {
     const clock = manualClock(1_000 * DAY_MS + 30 * 60_000);
     const store = memoryQuotaStore({ clock });
     const ops: QuotaOp[] = [
@@ -134,7 +134,7 @@ describe('memoryQuotaStore', () => {
   /** The acceptance run: QUOTA_KEYS=10000000. */
   const KEYS = Number(process.env.QUOTA_KEYS ?? 200_000);
 
-  it('stays within its cap, and eviction never unblocks what is denied or loses what is held', () => {
+  it('trap 16: stays within its cap, and eviction never unblocks what is denied or loses what is held', () => {
     const clock = manualClock();
     const store = memoryQuotaStore({ maxEntries: 1_000, clock });
     const op = (key: string, change: Partial<QuotaOp> = {}): QuotaOp => ({
@@ -227,7 +227,7 @@ describe('memoryQuotaStore', () => {
     expect(used()).toBe(0);
   });
 
-  it('begins a window of 31 days without a timer that overflows', async () => {
+  it('trap 13: begins a window of 31 days without a timer that overflows', async () => {
     const clock = manualClock(Date.UTC(2026, 0, 1));
     const store = memoryQuotaStore({ clock });
     const month: StoreWindow = {
@@ -355,7 +355,7 @@ describeWith('redis', 'a quota on Redis', () => {
       .toBe(true);
   });
 
-  it('counts a charge whose answer was lost as spent, and never sends it again', async () => {
+  it('trap 5: counts a charge whose answer was lost as spent, and never sends it again', async () => {
     const { server, client } = await redis();
     const store = redisQuotaStore(client, { deadlineSeconds: 0.1 });
     ends.push(() => store.close?.());
@@ -383,7 +383,7 @@ describeWith('redis', 'a quota on Redis', () => {
     expect(await used()).toBe(1);
   });
 
-  it('a lease cannot be spent in the next window, nor by a process whose clock stands still', async () => {
+  it('trap 19: a lease cannot be spent in the next window, nor by a process whose clock stands still', async () => {
     const { client } = await redis();
     const window = calendar(1_000);
     const clock = { now: () => Date.now(), monotonic: () => performance.now() };

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import express from 'express';
 import { Redis } from 'ioredis';
 import {
@@ -25,6 +26,14 @@ afterEach(async () => {
 const month = { name: 'month', per: 'subject', limit: 3, window: { kind: 'calendar', unit: 'month' } } as const;
 const tokens = { ...month, name: 'tokens', unit: 'output_tokens', limit: 100 } as const;
 let callers = 0;
+
+function windowsOf(lengthMs: number): StoreWindow {
+  const at = (ms: number) => {
+    const startMs = Math.floor(ms / lengthMs) * lengthMs;
+    return { startMs, endMs: startMs + lengthMs };
+  };
+  return { kind: 'calendar', at };
+}
 
 /** An app with the whole middleware, and a caller that nobody has seen before. */
 async function apiOn(
@@ -54,14 +63,7 @@ function traps(make: () => QuotaStore): void {
   it('3: at the end of a window every window admits exactly its limit of what is asked of it', async () => {
     const store = make();
     const lengthMs = 500;
-    const window: StoreWindow = {
-      kind: 'calendar',
-      at: (ms) => ({
-        startMs: Math.floor(ms / lengthMs) * lengthMs,
-        endMs: (Math.floor(ms / lengthMs) + 1) * lengthMs,
-      }),
-    };
-    const op: QuotaOp = { key: `edge-${callers}`, window, limit: 10, cost: 1 };
+    const op: QuotaOp = { key: `edge-${callers}`, window: windowsOf(lengthMs), limit: 10, cost: 1 };
     const windows = new Map<number, { asked: number; admitted: number }>();
     const until = Date.now() + 4 * lengthMs;
     while (Date.now() < until) {
@@ -71,10 +73,33 @@ function traps(make: () => QuotaStore): void {
         const { asked, admitted } = windows.get(at) ?? { asked: 0, admitted: 0 };
         windows.set(at, { asked: asked + 1, admitted: admitted + (allowed ? 1 : 0) });
       }
-      await new Promise((resolve) => setTimeout(resolve, 1));
+      await sleep(1);
     }
     expect(windows.size).toBeGreaterThan(1);
     for (const { asked, admitted } of windows.values()) expect(admitted).toBe(Math.min(asked, 10));
+  });
+
+  it('7: settling after the window ended counts nowhere', async () => {
+    const store = make();
+    const op: QuotaOp = { key: 'ended', window: windowsOf(3_000), limit: 10, cost: 5 };
+    const taken = await store.take('ended', [op], { mode: 'all' });
+    await store.take('ended', [{ ...op, reserved: true }], { mode: 'all', id: 'hold' });
+    await sleep(3_000 - (Date.now() % 3_000) + 20);
+    expect((await store.take('ended', [{ ...op, cost: 1 }], { mode: 'all' })).ops[0]?.used).toBe(1);
+    await store.settle('ended', { ops: [op], taken }, [0]);
+    await store.settle('ended', 'hold', [9]);
+    expect((await store.take('ended', [{ ...op, cost: 1 }], { mode: 'all' })).ops[0]?.used).toBe(2);
+  });
+
+  it('7: settling after only the reservation expired charges what was used', async () => {
+    const store = make();
+    const op: QuotaOp = { key: 'late', window: windowsOf(400 * 86_400_000), limit: 10, cost: 5, reserved: true };
+    await store.take('late', [op], { mode: 'all', id: 'late', holdMs: 50 });
+    const used = async () => (await store.take('late', [{ ...op, cost: 0 }], { mode: 'peek' })).ops[0]?.used;
+    expect(await used()).toBe(5);
+    await expect.poll(used, { timeout: 10_000 }).toBe(0);
+    await store.settle('late', 'late', [7]);
+    expect(await used()).toBe(7);
   });
 
   it.each([Number.NaN, Number.POSITIVE_INFINITY, -1, 1.5, '3', 2 ** 53, null, undefined])(
@@ -135,6 +160,14 @@ function traps(make: () => QuotaStore): void {
     expect(settle).toHaveBeenCalledTimes(1);
   });
 
+  it('18: the same id twice is charged once', async () => {
+    const store = make();
+    const op: QuotaOp = { key: 'twice', window: windowsOf(400 * 86_400_000), limit: 10, cost: 3, reserved: true };
+    const results = await Promise.all([1, 2, 3].map(async () => store.take('twice', [op], { mode: 'all', id: 'one' })));
+    expect(results.map(({ allowed }) => allowed)).toEqual([true, true, true]);
+    expect((await store.take('twice', [{ ...op, cost: 0 }], { mode: 'peek' })).ops[0]?.used).toBe(3);
+  });
+
   it('20: q, w, r and t are integers of RFC 9651, admitted and refused', async () => {
     const { ask } = await apiOn(make(), {
       free: [
@@ -172,18 +205,78 @@ describeWith('redis', 'on redisQuotaStore, trap', () => {
   };
   traps(make);
 
+  it('2: a sum outlives its window by hours: a clock that is set back finds it', async () => {
+    const store = make();
+    const op: QuotaOp = { key: 'back', window: windowsOf(200), limit: 10, cost: 10 };
+    expect((await store.take('back', [op], { mode: 'all' })).allowed).toBe(true);
+    await sleep(250);
+    const [key] = await client.keys('*{back}:back:*');
+    expect(await client.get(key as string)).toBe('10');
+    expect(await client.pttl(key as string)).toBeGreaterThan(20 * 3_600_000);
+  });
+
   it('7: settling after the window ended creates no key', async () => {
     const store = make();
-    const at = (ms: number) => ({ startMs: Math.floor(ms / 300) * 300, endMs: Math.floor(ms / 300) * 300 + 300 });
-    const op: QuotaOp = { key: 'ended', window: { kind: 'calendar', at }, limit: 10, cost: 5 };
+    const op: QuotaOp = { key: 'ended', window: windowsOf(300), limit: 10, cost: 5 };
     const taken = await store.take('ended', [op], { mode: 'all' });
     await store.take('ended', [op], { mode: 'all', id: 'hold' });
-    await new Promise((resolve) => setTimeout(resolve, 320));
+    await sleep(320);
     const before = (await client.keys('*{ended}*')).length;
     await client.del(await client.keys('*{ended}:ended*'));
     await store.settle('ended', { ops: [op], taken }, [9]);
     await store.settle('ended', 'hold', [9]);
     expect(before).toBeGreaterThan(0);
     expect(await client.keys('*{ended}:ended*')).toEqual([]);
+  });
+
+  it('13: the key of a window of 31 days lives as long as the window', async () => {
+    const store = make();
+    const lengthMs = 31 * 86_400_000;
+    await store.take('long', [{ key: 'long', window: windowsOf(lengthMs), limit: 10, cost: 1 }], { mode: 'all' });
+    const [key] = await client.keys('*{long}:long:*');
+    expect(await client.pttl(key as string)).toBeGreaterThan(lengthMs - (Date.now() % lengthMs) - 1_000);
+  });
+
+  it('16: a Redis that is full refuses with 503, and admits nobody whom it cannot count', async () => {
+    const small = await startRedis();
+    ends.push(() => small.stop());
+    const owner = new Redis(small.url);
+    ends.push(() => owner.disconnect());
+    const store = redisQuotaStore(owner, { deadlineSeconds: 10 });
+    ends.push(() => store.close?.());
+    const { ask } = await apiOn(store, { free: [month] });
+    expect((await ask()).status).toBe(200);
+    await owner.config('SET', 'maxmemory', '1');
+    const refused = await ask();
+    expect(await refused.json()).toMatchObject({ status: 503, code: 'quota_unavailable' });
+    await owner.config('SET', 'maxmemory', '0');
+    await expect.poll(async () => (await ask()).status, { timeout: 10_000 }).toBe(200);
+    expect([(await ask()).status, (await ask()).status]).toEqual([200, 429]);
+  });
+
+  it('everything in Redis is lost under load: nothing fails, and each time the count begins anew', async () => {
+    const store = make();
+    const policies = [month, { ...month, name: 'rate', window: { periodSeconds: 86_400 } }];
+    const { ask, standing } = await apiOn(store, { free: policies });
+    const flushes = 5;
+    const statuses = new Map<number, number>();
+    let isOver = false;
+    const lane = async () => {
+      while (!isOver) {
+        const { status } = await ask();
+        statuses.set(status, (statuses.get(status) ?? 0) + 1);
+      }
+    };
+    const lanes = Array.from({ length: 8 }, lane);
+    for (let turn = 0; turn < flushes; turn++) {
+      await expect.poll(async () => (await standing())?.remaining, { timeout: 10_000 }).toBe(0);
+      await client.flushall();
+    }
+    await expect.poll(async () => (await standing())?.remaining, { timeout: 10_000 }).toBe(0);
+    isOver = true;
+    await Promise.all(lanes);
+    expect([...statuses.keys()].sort()).toEqual([200, 429]);
+    expect(statuses.get(200)).toBe(month.limit * (flushes + 1));
+    for (const key of await client.keys('*')) expect(await client.pttl(key)).toBeGreaterThan(0);
   });
 });

@@ -103,7 +103,7 @@ describeWith('redis', 'redisQuotaStore', () => {
       it(name, run);
   });
 
-  it('gives every key a time to live, and puts all keys of a slot behind one tag', async () => {
+  it('trap 6: gives every key a time to live, and puts all keys of a slot behind one tag', async () => {
     const keys = await ioredis.keys('*');
     expect(keys.length).toBeGreaterThan(20);
     for (const key of keys) {
@@ -114,7 +114,7 @@ describeWith('redis', 'redisQuotaStore', () => {
     }
   });
 
-  it('takes processes whose clocks are minutes apart for one', async () => {
+  it('trap 1: takes processes whose clocks are minutes apart for one', async () => {
     const day = {
       kind: 'calendar',
       at: (ms: number) => ({
@@ -139,7 +139,7 @@ describeWith('redis', 'redisQuotaStore', () => {
     for (const store of skewed) await store.close?.();
   });
 
-  it('counts each call once while the scripts are flushed', async () => {
+  it('trap 4: counts each call once while the scripts are flushed', async () => {
     const store = redisQuotaStore(ioredis, GENEROUS);
     const op: QuotaOp = {
       key: 'flush',
@@ -158,7 +158,7 @@ describeWith('redis', 'redisQuotaStore', () => {
     await expect(async () => store.take('flush', [op], { mode: 'all' })).rejects.toThrow('closed');
   });
 
-  it('says within the deadline that Redis hangs, leaves it alone for a while, and counts again afterwards', async () => {
+  it('trap 15: says within the deadline that Redis hangs, leaves it alone for a while, and counts again afterwards', async () => {
     const store = redisQuotaStore(ioredis, { deadlineSeconds: 0.05 });
     const op: QuotaOp = {
       key: 'hang',
