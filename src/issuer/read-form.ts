@@ -22,7 +22,7 @@ export async function readForm(req: IncomingMessage, maxBytes: number): Promise<
   const body = await readBody(req, maxBytes);
   const pairs =
     typeof body === 'string'
-      ? [...new URLSearchParams(body)]
+      ? new URLSearchParams(body)
       : Object.entries(body).flatMap(([name, value]) => spread(name, value));
   const values = new Map<string, string[]>();
   for (const [name, value] of pairs) {
