@@ -82,18 +82,15 @@ export function jwtVerifier(
       peeked = peek(token, directory);
       return peeked !== undefined;
     },
-    async verify({ token = '' }: Presented): Promise<VerifiedResult> {
+    verify({ token = '' }: Presented): VerifiedResult | Promise<VerifiedResult> {
       const seen = peeked?.jwt.token === token ? peeked : peek(token, directory);
       peeked = undefined;
       if (seen === undefined) throw invalidToken('the token is no JWT of a listed issuer');
       if (seen.issuer instanceof Error) throw seen.issuer;
       const { jwt, issuer } = seen;
-      const verified = await issuer.trusted.verify(jwt);
-      return {
-        identity: identityFrom(verified, issuer, name),
-        clockToleranceSeconds: issuer.trusted.rules.clockToleranceSeconds,
-        ...(verified.cacheSeconds === undefined ? {} : { cacheSeconds: verified.cacheSeconds }),
-      };
+      const verified = issuer.trusted.verify(jwt);
+      if (verified instanceof Promise) return verified.then((value) => resultOf(value, issuer, name));
+      return resultOf(verified, issuer, name);
     },
     ready: (signal) => directory.ready(signal),
     async close(signal) {
@@ -120,6 +117,15 @@ function peek(token: string, directory: IssuerDirectory): Peeked | undefined {
   } catch (error) {
     return { jwt, issuer: error as AccessError };
   }
+}
+
+function resultOf(verified: VerifiedJwt, issuer: ListedIssuer, name: string): VerifiedResult {
+  const { cacheSeconds } = verified;
+  return {
+    identity: identityFrom(verified, issuer, name),
+    clockToleranceSeconds: issuer.trusted.rules.clockToleranceSeconds,
+    ...(cacheSeconds === undefined ? {} : { cacheSeconds }),
+  };
 }
 
 function identityFrom(verified: VerifiedJwt, issuer: ListedIssuer, name: string): Identity {

@@ -1,7 +1,8 @@
 import { LRUCache } from 'lru-cache';
+import { isSignedBy } from '../keys/is-signed-by.js';
 import type { JwtAlgorithm } from '../keys/jwt-algorithm.js';
 import type { KeySource } from '../keys/key-source.js';
-import { isSignedBy } from '../keys/verification-key.js';
+import type { VerificationKey } from '../keys/verification-key.js';
 import type { Clock } from '../runtime/clock.js';
 import { type CompactJwt, checkSpelling, invalidToken } from './compact-jwt.js';
 import { type ClaimRules, checkAccessTokenClaims, checkClaims, type TokenTimes } from './jwt-claims.js';
@@ -41,12 +42,12 @@ export class TrustedIssuer {
   }
 
   /**
-   * Verifies a token that names this issuer. Whatever can be refused without a key is refused before one is looked for,
-   * so that nothing is fetched for it.
+   * Verifies a token that names this issuer: at once where the key is known and few others come. Whatever can be refused
+   * without a key is refused before one is looked for, so that nothing is fetched for it.
    *
    * @throws AccessError `invalid_token`, or `verifier_unavailable` while the keys cannot be had.
    */
-  async verify(jwt: CompactJwt): Promise<VerifiedJwt> {
+  verify(jwt: CompactJwt): VerifiedJwt | Promise<VerifiedJwt> {
     checkSpelling(jwt);
     if (jwt.claims.iss !== this.rules.issuer) throw invalidToken('the token is of another issuer');
     const { algorithm, kid, type } = this.#header(jwt.header);
@@ -60,12 +61,24 @@ export class TrustedIssuer {
       throw invalidToken('the token is bound to a key, and nothing here checks that');
     }
     const found = this.keys.find(algorithm, kid);
-    const key = found instanceof Promise ? await found : found;
+    if (found instanceof Promise) return found.then((key) => this.#checkSignature(jwt, key, times));
+    return this.#checkSignature(jwt, found, times);
+  }
+
+  #checkSignature(
+    jwt: CompactJwt,
+    key: VerificationKey | undefined,
+    times: TokenTimes,
+  ): VerifiedJwt | Promise<VerifiedJwt> {
     if (key === undefined) throw invalidToken('the issuer has no such key');
     const cacheSeconds = this.keys.cacheSeconds();
-    const input = jwt.token.slice(0, -1 - jwt.signature.length);
-    if (!(await isSignedBy(key, input, jwt.signature))) throw invalidToken('the signature does not match');
-    return { claims: jwt.claims, ...times, keyId: key.keyId, cacheSeconds };
+    const verified = { claims: jwt.claims, ...times, keyId: key.keyId, cacheSeconds };
+    const settle = (isSigned: boolean): VerifiedJwt => {
+      if (!isSigned) throw invalidToken('the signature does not match');
+      return verified;
+    };
+    const isSigned = isSignedBy(key, jwt.token.slice(0, -1 - jwt.signature.length), jwt.signature);
+    return isSigned instanceof Promise ? isSigned.then(settle) : settle(isSigned);
   }
 
   #header(segment: string): JwtHeader {

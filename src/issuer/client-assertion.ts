@@ -3,7 +3,7 @@ import { checkClaims } from '../authenticate/jwt-claims.js';
 import { readHeader } from '../authenticate/jwt-header.js';
 import { isAccessError } from '../errors/access-error.js';
 import { OAuthError } from '../errors/oauth-error.js';
-import { isSignedBy } from '../keys/verification-key.js';
+import { isSignedBy } from '../keys/is-signed-by.js';
 import type { Clock } from '../runtime/clock.js';
 import { type ReplayStore, takeOnce } from './replay-store.js';
 import type { ServiceClient } from './service-client.js';

@@ -1,4 +1,4 @@
-import { createPublicKey } from 'node:crypto';
+import { constants, createHmac, createPublicKey, type KeyObject, timingSafeEqual, verify } from 'node:crypto';
 import { type CryptoKey, importJWK } from 'jose';
 import type { JWK } from './jwk.js';
 import { algorithmRule, canonicalAlgorithm, type JwtAlgorithm } from './jwt-algorithm.js';
@@ -11,76 +11,10 @@ export interface VerificationKey {
   readonly algorithm: JwtAlgorithm;
   /** The same for the same key material and algorithm only. It tells nothing of a secret. */
   readonly fingerprint: string;
-  /** The key as Web Crypto takes it. A promise until it was imported once. */
-  cryptoKey(): CryptoKey | Promise<CryptoKey>;
-}
-
-/** RFC 7518 §3, RFC 8037 §3.1: the parameters that a key's import does not fix. A PSS salt is as long as the hash. */
-const SIGNATURES: Readonly<Record<JwtAlgorithm, { name: string; hash?: string; saltLength?: number }>> = {
-  ES256: { name: 'ECDSA', hash: 'SHA-256' },
-  ES384: { name: 'ECDSA', hash: 'SHA-384' },
-  ES512: { name: 'ECDSA', hash: 'SHA-512' },
-  Ed25519: { name: 'Ed25519' },
-  EdDSA: { name: 'Ed25519' },
-  RS256: { name: 'RSASSA-PKCS1-v1_5' },
-  RS384: { name: 'RSASSA-PKCS1-v1_5' },
-  RS512: { name: 'RSASSA-PKCS1-v1_5' },
-  PS256: { name: 'RSA-PSS', saltLength: 32 },
-  PS384: { name: 'RSA-PSS', saltLength: 48 },
-  PS512: { name: 'RSA-PSS', saltLength: 64 },
-  HS256: { name: 'HMAC' },
-  HS384: { name: 'HMAC' },
-  HS512: { name: 'HMAC' },
-};
-
-/** Verifications that are handed over at once, many times what the thread pool works on: handing one over takes time, too. */
-const MAX_AT_ONCE = 32;
-
-/** Lets so many in at the same time; the others wait, first come first served. */
-class Turns {
-  #free = MAX_AT_ONCE;
-  readonly #waiting = new Set<() => void>();
-
-  /** Undefined where nobody need wait. */
-  take(): Promise<void> | undefined {
-    if (this.#free === 0) return new Promise((resolve) => this.#waiting.add(resolve));
-    this.#free -= 1;
-    return undefined;
-  }
-
-  give(): void {
-    const [next] = this.#waiting;
-    if (next === undefined) this.#free += 1;
-    else {
-      this.#waiting.delete(next);
-      next();
-    }
-  }
-}
-
-/** Of the whole process, as the thread pool is. */
-const turns = new Turns();
-
-/**
- * Whether a JWS signature is by this key (RFC 7515 §5.2). Web Crypto does it in the thread pool, and the others of a burst
- * wait for their turn, so that many at once do not hold up the event loop. jose would take the whole token apart once more,
- * which costs a fifth on top.
- */
-export async function isSignedBy(key: VerificationKey, input: string, signature: string): Promise<boolean> {
-  const turn = turns.take();
-  if (turn !== undefined) await turn;
-  try {
-    const imported = key.cryptoKey();
-    const cryptoKey = imported instanceof Promise ? await imported : imported;
-    return await crypto.subtle.verify(
-      SIGNATURES[key.algorithm],
-      cryptoKey,
-      Buffer.from(signature, 'base64url'),
-      Buffer.from(input, 'latin1'),
-    );
-  } finally {
-    turns.give();
-  }
+  /** Whether a signature is by this key (RFC 7515 §5.2). */
+  verify(input: Buffer, signature: Buffer): boolean;
+  /** The same in the thread pool. Absent where it is not worth the way. */
+  readonly verifyInPool?: (input: Buffer, signature: Buffer) => Promise<boolean>;
 }
 
 const MIN_RSA_BITS = 2_048;
@@ -115,9 +49,10 @@ export function readPublicKey(jwk: unknown, algorithms: readonly JwtAlgorithm[])
   if (members === undefined) return 'lacks a member, or one is not canonical base64url';
   const weakness = members.kty === 'RSA' ? rsaWeakness(members.n as string, members.e as string) : undefined;
   if (weakness !== undefined) return weakness;
+  let key: KeyObject;
   try {
     // Also checks that a point is on its curve.
-    createPublicKey({ key: members, format: 'jwk' });
+    key = createPublicKey({ key: members, format: 'jwk' });
   } catch {
     return 'is no valid key';
   }
@@ -126,7 +61,8 @@ export function readPublicKey(jwk: unknown, algorithms: readonly JwtAlgorithm[])
     keyId: (kid as string | undefined) ?? print,
     algorithm,
     fingerprint: `${algorithm}.${print}`,
-    cryptoKey: once(async () => (await importJWK({ ...members }, algorithm)) as CryptoKey),
+    verify: inPlace(key, algorithm),
+    verifyInPool: inPool(members, algorithm),
   };
 }
 
@@ -137,13 +73,44 @@ export function readPublicKey(jwk: unknown, algorithms: readonly JwtAlgorithm[])
  */
 export function secretKey(secret: Uint8Array, algorithm: JwtAlgorithm, keyId?: string): VerificationKey {
   const bytes = Uint8Array.from(secret);
-  const hash = `SHA-${algorithm.slice(2)}`;
+  const hash = hashOf(algorithm);
   return {
     keyId,
     algorithm,
     fingerprint: `${algorithm}.secret`,
-    cryptoKey: once(() => crypto.subtle.importKey('raw', bytes, { name: 'HMAC', hash }, false, ['verify'])),
+    verify(input, signature) {
+      const mac = createHmac(hash, bytes).update(input).digest();
+      return mac.length === signature.length && timingSafeEqual(mac, signature);
+    },
   };
+}
+
+/** RFC 7518 §3, RFC 8037 §3.1. A PSS salt is as long as the hash. */
+function inPlace(key: KeyObject, algorithm: JwtAlgorithm): VerificationKey['verify'] {
+  const hash = algorithm === 'Ed25519' ? null : hashOf(algorithm);
+  const padding = algorithm.startsWith('PS') ? constants.RSA_PKCS1_PSS_PADDING : undefined;
+  const saltLength = constants.RSA_PSS_SALTLEN_DIGEST;
+  const options = { key, dsaEncoding: 'ieee-p1363', padding, saltLength } as const;
+  return (input, signature) => verify(hash, input, options, signature);
+}
+
+function inPool(members: JWK & { kty: string }, algorithm: JwtAlgorithm): VerificationKey['verifyInPool'] {
+  const hash = `SHA-${algorithm.slice(2)}`;
+  const saltLength = Number(algorithm.slice(2)) / 8;
+  let imported: Promise<CryptoKey> | undefined;
+  return async (input, signature) => {
+    imported ??= importJWK({ ...members }, algorithm).catch((error) => {
+      imported = undefined;
+      throw error;
+    }) as Promise<CryptoKey>;
+    const key = await imported;
+    return crypto.subtle.verify({ name: key.algorithm.name, hash, saltLength }, key, signature, input);
+  };
+}
+
+/** The hash of every algorithm but Ed25519, as OpenSSL calls it. */
+function hashOf(algorithm: JwtAlgorithm): string {
+  return `sha${algorithm.slice(2)}`;
 }
 
 function algorithmOf(jwk: Record<string, unknown>, algorithms: readonly JwtAlgorithm[]): JwtAlgorithm | undefined {
@@ -177,24 +144,4 @@ function rsaWeakness(n: string, e: string): string | undefined {
   // With the exponent 1 every message is its own signature.
   if (exponent < 3n || exponent % 2n === 0n || exponent >= 2n ** 64n) return 'is an RSA key with a bad exponent';
   return undefined;
-}
-
-/** Imports on first use, and answers at once from then on. A failure is not kept. */
-function once(load: () => Promise<CryptoKey>): () => CryptoKey | Promise<CryptoKey> {
-  let held: CryptoKey | Promise<CryptoKey> | undefined;
-  return () => {
-    if (held === undefined) {
-      const loading = load();
-      held = loading;
-      loading.then(
-        (key) => {
-          held = key;
-        },
-        () => {
-          held = undefined;
-        },
-      );
-    }
-    return held;
-  };
 }

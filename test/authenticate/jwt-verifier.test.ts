@@ -858,9 +858,70 @@ describe('which credentials it takes', () => {
     expect(presented(issuer.token({ iss: 'https://other' }))).toBe(false);
     expect(verifier.issuers).toEqual([issuer.issuer]);
     await expect(
-      verifier.verify({ req: undefined as never, scheme: 'bearer', token: 'a.b.c' }, new AbortController().signal),
+      async () =>
+        await verifier.verify(
+          { req: undefined as never, scheme: 'bearer', token: 'a.b.c' },
+          new AbortController().signal,
+        ),
     ).rejects.toMatchObject({ code: 'invalid_token' });
   });
+});
+
+describe('signatures', () => {
+  /** What is none, in a few shapes: other bits, zeros, another length. */
+  const forgeries: ((signature: Buffer) => Buffer)[] = [
+    (bytes) => Buffer.from(bytes.map((byte, index) => (index === 0 ? byte ^ 1 : byte))),
+    (bytes) => Buffer.from(bytes.map((byte, index) => (index === bytes.length - 1 ? byte ^ 128 : byte))),
+    (bytes) => Buffer.alloc(bytes.length),
+    (bytes) => bytes.subarray(1),
+    (bytes) => Buffer.concat([bytes, Buffer.alloc(1)]),
+    (bytes) => Buffer.from(bytes).reverse(),
+  ];
+
+  it.each(['ES256', 'ES384', 'ES512', 'Ed25519', 'RS256', 'PS256'] as const)(
+    'of %s get one answer, in place as in the thread pool, where the most of a burst go',
+    async (algorithm) => {
+      const issuer = await testIssuer({ algorithm });
+      const verifier = issuer.verifier();
+      const tokens = Array.from({ length: 120 }, (_, index) => {
+        const token = issuer.token({ jti: `${index}` });
+        const forge = index % 2 === 0 ? undefined : forgeries[(index >> 1) % forgeries.length];
+        if (forge === undefined) return { token, answer: 'taken' };
+        const at = token.lastIndexOf('.') + 1;
+        const forged = forge(Buffer.from(token.slice(at), 'base64url')).toString('base64url');
+        return { token: token.slice(0, at) + forged, answer: 'invalid_token' };
+      });
+      const ask = (token: string) => {
+        try {
+          return verifier.verify(
+            { req: undefined as never, scheme: 'bearer', token },
+            new AbortController().signal,
+          ) as object;
+        } catch (error) {
+          return error as AccessError;
+        }
+      };
+      const answerOf = async (asked: object) => {
+        const answer = await Promise.resolve(asked).catch((error: AccessError) => error);
+        return answer instanceof AccessError ? answer.code : 'taken';
+      };
+      const expected = tokens.map(({ answer }) => answer);
+      const together = tokens.map(({ token }) => ask(token));
+      const inPool = together.filter((asked) => asked instanceof Promise).length;
+      expect(inPool).toBeGreaterThan(0);
+      expect(inPool).toBeLessThan(tokens.length);
+      expect(await Promise.all(together.map(answerOf))).toEqual(expected);
+      const apart: string[] = [];
+      for (const { token } of tokens) {
+        const asked = ask(token);
+        expect(asked).not.toBeInstanceOf(Promise);
+        apart.push(await answerOf(asked));
+        await new Promise((resolve) => setImmediate(resolve));
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      expect(apart).toEqual(expected);
+    },
+  );
 });
 
 describe('testIssuer', () => {
