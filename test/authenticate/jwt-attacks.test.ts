@@ -2,6 +2,7 @@ import { createPublicKey } from 'node:crypto';
 import fc from 'fast-check';
 import { jwtVerifier } from 'tollkeeper';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { sized } from '../support/full-size.js';
 import { type ApiAnswer, type GuardedApi, guardedApi } from '../support/guarded-api.js';
 import {
   type IdentityProvider,
@@ -12,7 +13,7 @@ import {
   testKey,
 } from '../support/identity-provider.js';
 
-const RUNS = Number(process.env.TOLLKEEPER_MUTATIONS ?? 10_000);
+const RUNS = sized(10_000, 100_000);
 
 const es = testKey('es-1');
 const rs = testKey('rs-1', 'RS256');

@@ -13,7 +13,7 @@ import { describe, expect, it } from 'vitest';
 import { serve } from '../support/index.js';
 import { AUDIENCE, CLIENTS, ISSUER } from './issuer-fixture.js';
 
-const REQUESTS = Number(process.env.ROTATION_REQUESTS ?? 10_000);
+const REQUESTS = 10_000;
 const ROTATIONS = 10;
 const TTL = 3_600;
 

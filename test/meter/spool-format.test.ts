@@ -2,7 +2,7 @@ import { copyFile, mkdir, readdir, readFile, rm, truncate, writeFile } from 'nod
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { tempFolder } from '../support/index.js';
+import { sized, tempFolder } from '../support/index.js';
 import {
   crashCopy,
   encodeHeader,
@@ -128,8 +128,8 @@ describe('a segment', () => {
     const sealing = encodeHeader({ firstNumber: 4, lastSeq: 3 });
     await writeFile(join(directory, 'seg-0000000000000002.log'), sealing);
     const starts = offsets(bytes);
-    // Three is prime to eight: every byte, and every bit of a byte. All of them with SPOOL_EVERY_BIT=1.
-    const step = process.env.SPOOL_EVERY_BIT === '1' ? 1 : 3;
+    // Three is prime to eight: every byte, and every bit of a byte. All of them at full size.
+    const step = sized(3, 1);
     for (let bit = 0; bit < bytes.length * 8; bit += step) {
       const at = bit >> 3;
       const flipped = Buffer.from(bytes);

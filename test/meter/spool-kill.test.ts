@@ -5,12 +5,12 @@ import Database from 'libsql';
 import type { PipelineStats } from 'tollkeeper';
 import { sqliteLedger } from 'tollkeeper/sqlite';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type RunningProcess, startProcess, tempFolder } from '../support/index.js';
+import { type RunningProcess, sized, startProcess, tempFolder } from '../support/index.js';
 import type { ServerReady, ServerSettings } from './metered-server.js';
 import { until } from './spool-fixture.js';
 
-/** How often a process is killed: `SPOOL_KILLS=200` for the long run. */
-const KILLS = Number(process.env.SPOOL_KILLS ?? 20);
+/** How often a process is killed. */
+const KILLS = sized(20, 200);
 const CONNECTIONS = 16;
 /**
  * What a process may lose of what it had finished, with `completion`: 5 ms, and what two event loops and the scheduler add

@@ -10,14 +10,15 @@ import { expect, it } from 'vitest';
 import {
   describeWith,
   type RunningProcess,
+  sized,
   startPostgres,
   startProcess,
   startStandby,
   tempFolder,
 } from '../support/index.js';
 
-/** How often the server is killed and restarted before the fail-over: `LEDGER_CRASHES=10` for the long run. */
-const CRASHES = Number(process.env.LEDGER_CRASHES ?? 2);
+/** How often the server is killed and restarted before the fail-over. */
+const CRASHES = sized(2, 10);
 const CONNECTIONS = 8;
 const SERVICE = new URL('./ledger-service.ts', import.meta.url);
 

@@ -2,11 +2,10 @@ import { fileURLToPath } from 'node:url';
 import pg from 'pg';
 import { postgresLedger } from 'tollkeeper/postgres';
 import { expect, it } from 'vitest';
-import { describeWith, startPostgres, startProcess } from '../support/index.js';
+import { describeWith, sized, startPostgres, startProcess } from '../support/index.js';
 
-/** Ten processes for a minute: `LEDGER_WRITERS=10 LEDGER_SECONDS=60`. */
-const WRITERS = Number(process.env.LEDGER_WRITERS ?? 4);
-const SECONDS = Number(process.env.LEDGER_SECONDS ?? 4);
+const WRITERS = sized(4, 10);
+const SECONDS = sized(4, 60);
 
 describeWith('postgres', 'many processes that write into one ledger', () => {
   it('never deadlock, lose nothing and count nothing twice', async () => {
@@ -52,5 +51,5 @@ describeWith('postgres', 'many processes that write into one ledger', () => {
     }
     await pool.end();
     await server.stop();
-  }, 180_000);
+  }, 300_000);
 });

@@ -5,7 +5,7 @@ import { memoryQuotaStore, type QuotaOp, type QuotaStore, type StoreWindow, type
 import { redisQuotaStore } from 'tollkeeper/redis';
 import { manualClock } from 'tollkeeper/testing';
 import { describe, expect, it } from 'vitest';
-import { describeWith, startRedis } from '../support/index.js';
+import { describeWith, sized, startRedis } from '../support/index.js';
 
 const DAY_MS = 86_400_000;
 
@@ -176,7 +176,7 @@ async function agree(store: QuotaStore, run: string, list: readonly Step[], worl
   }
 }
 
-const RUNS = Number(process.env.QUOTA_MODEL_RUNS ?? 200);
+const RUNS = sized(200, 2_000);
 
 describe('memoryQuotaStore', () => {
   it('agrees with a plain model, whatever is taken, held, settled, expired and changed in whatever order', async () => {

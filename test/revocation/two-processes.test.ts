@@ -7,6 +7,7 @@ import {
   describeWith,
   type RunningProcess,
   type RunningServer,
+  sized,
   startPostgres,
   startProcess,
   startRedis,
@@ -14,8 +15,7 @@ import {
 import type { ReplicaSettings } from './replica.js';
 
 const SECRET = 'a secret of this test that has 32 bytes and some more';
-/** More by the environment, for a long run. */
-const ROUNDS = Number(process.env.TOLLKEEPER_REVOCATION_ROUNDS ?? 40);
+const ROUNDS = sized(40, 400);
 const POLL_SECONDS = 0.5;
 const STALE_SECONDS = 2;
 /** The time that a read may take at most, and what a client takes to connect again. */

@@ -1,5 +1,6 @@
 export { describeWith, findBinary, hasNats, hasPostgres, hasRedis, type ServerName } from './availability.js';
 export { freePort } from './free-port.js';
+export { sized } from './full-size.js';
 export type { RunningServer } from './running-server.js';
 export { type Served, serve } from './serve.js';
 export { startNats } from './start-nats.js';

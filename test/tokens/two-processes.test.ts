@@ -8,14 +8,14 @@ import {
   describeWith,
   type RunningProcess,
   type RunningServer,
+  sized,
   startPostgres,
   startProcess,
   startRedis,
 } from '../support/index.js';
 import type { TokenReplicaSettings } from './token-replica.js';
 
-/** More by the environment, for a long run: 1000. */
-const ROUNDS = Number(process.env.TOLLKEEPER_TOKEN_ROUNDS ?? 100);
+const ROUNDS = sized(100, 1_000);
 const ADMIN = randomBytes(24).toString('hex');
 const PEPPER = randomBytes(32).toString('base64');
 /** The time that a read of the revocations may take at most, and that a client takes to connect again. */

@@ -7,10 +7,11 @@ import { sqliteLedger } from 'tollkeeper/sqlite';
 import { usageEvent } from 'tollkeeper/testing';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { describeWith } from '../support/availability.js';
+import { sized } from '../support/full-size.js';
 import type { RunningServer } from '../support/running-server.js';
 import { startPostgres } from '../support/start-postgres.js';
 
-const RUNS = Number(process.env.PROPERTY_RUNS ?? 25);
+const RUNS = sized(25, 200);
 const signal = new AbortController().signal;
 const names = (prefix: string, count: number) => fc.integer({ min: 1, max: count }).map((n) => `${prefix}${n}`);
 
