@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import type { UsageEvent } from '../meter/usage-event.js';
-import type { Ledger, UsageReport } from '../usage/ledger.js';
+import type { Ledger, SourceAudit, UsageReport } from '../usage/ledger.js';
 import type { ContractCase } from './contract-case.js';
 import { type AddLedgerCase, collect, DAY, plain, signal, usageEvent, write } from './ledger-fixture.js';
 import { addReportCases } from './ledger-report-cases.js';
@@ -167,6 +167,17 @@ export function ledgerContract(make: () => Promise<LedgerUnderTest>): ContractCa
     assert.deepEqual(await ask(), ['2026-03-02T00:00:00.000Z', ['test/2']]);
     await ledger.sourceNotes([{ kind: 'closed', source: 'test/2', lastSeq: 3 }]);
     assert.deepEqual(await ask(), [undefined, ['test/2']]);
+    // An operator who has decided that what is missing will never come: it keeps the totals open no longer.
+    await ledger.sourceNotes([
+      { kind: 'attached', source: 'test/2', firstSeq: 4 },
+      { kind: 'closed', source: 'test/2', lastSeq: 3 },
+    ]);
+    assert.deepEqual(await ask(), ['2026-03-02T00:00:00.000Z', []]);
+    const written: SourceAudit = { source: 'test/2', state: 'closed', last: 3, count: 2, missing: [] };
+    assert.deepEqual((await ledger.audit())[1], written);
+    // It is on the books all the same, should its disk be found.
+    await write(ledger, [usageEvent({ seq: 3, source: 'test/2' })]);
+    assert.deepEqual((await ledger.audit())[1], { ...written, count: 3 });
   });
 
   test('gives the events back as they were written, by time, filtered', async (ledger) => {
