@@ -11,6 +11,8 @@ import { argument, environment, median, printTable, writeResults } from './repor
  */
 const rounds = argument('rounds', 9);
 const seconds = argument('seconds', 0.7);
+/** Requests to each server before anything is measured: until then its code is not compiled for good. */
+const warmUp = argument('warm-up', 20_000);
 const callerCount = argument('callers', 500);
 const connections = argument('connections', 32);
 const only = process.argv.find((text) => text.startsWith('--only='))?.slice(7);
@@ -60,7 +62,9 @@ const order = ({ port, requests }: (typeof servers)[number], time: number): Load
   connections,
   seconds: time,
 });
-for (const server of servers) await ask<LoadResult>(load, order(server, Math.min(2, seconds)));
+for (const server of servers) {
+  for (let asked = 0; asked < warmUp; ) asked += (await ask<LoadResult>(load, order(server, seconds))).requests;
+}
 const [bare] = servers as [(typeof servers)[number]];
 let errors = 0;
 

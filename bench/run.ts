@@ -7,14 +7,14 @@ import { fileURLToPath } from 'node:url';
  * all of them with counts so small that only their running is shown.
  */
 const SMOKE: Readonly<Record<string, readonly string[]>> = {
-  http: ['--rounds=1', '--seconds=0.3', '--callers=20'],
+  http: ['--rounds=1', '--seconds=0.3', '--warm-up=100', '--callers=20'],
   'in-process': ['--rounds=1', '--calls=2000', '--callers=20'],
   scale: ['--largest=1000', '--calls=2000', '--burst=50'],
   tokens: ['--tokens=500', '--lookups=100'],
   revocation: ['--entries=5000', '--rounds=1', '--checks=5000'],
   quota: ['--rounds=1', '--calls=500'],
   metering: [
-    ...['--rounds=1', '--seconds=0.3', '--callers=5', '--events=500', '--max-mebibytes=2'],
+    ...['--rounds=1', '--seconds=0.3', '--warm-up=100', '--callers=5', '--events=500', '--max-mebibytes=2'],
     ...['--requests=1000', '--request-rounds=1', '--memory-events=20000'],
   ],
   ledger: ['--events=500', '--stored-sqlite=2000', '--stored-postgres=2000', '--clients=20'],
