@@ -11,17 +11,10 @@ import { type AnswerSettings, requestState, tellAuthenticated } from '../request
 import type { Revocations } from '../revocation/revocations.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { withDeadline } from '../runtime/deadline.js';
+import { isPromise } from '../runtime/is-promise.js';
 import { type CacheOptions, CredentialCache } from './credential-cache.js';
 import type { Presented, Verifier } from './verifier.js';
-import {
-  checkRevocations,
-  type Decision,
-  isPromise,
-  revoked,
-  stale,
-  VERIFY_TIMEOUT_MS,
-  VerifierChain,
-} from './verifier-chain.js';
+import { checkRevocations, type Decision, revoked, stale, VERIFY_TIMEOUT_MS, VerifierChain } from './verifier-chain.js';
 
 export interface AuthenticateOptions {
   /** Asked in order: the first that accepts a credential decides about it. At least one. */

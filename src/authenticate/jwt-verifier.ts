@@ -3,6 +3,7 @@ import { OptionsParser } from '../errors/options-parser.js';
 import type { Identity } from '../identity/ambient.cjs';
 import { type Fetch, systemFetch } from '../keys/fetch-json.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
+import { isPromise } from '../runtime/is-promise.js';
 import { type CompactJwt, invalidToken, peekJwt } from './compact-jwt.js';
 import { createDirectoryContext } from './directory-context.js';
 import {
@@ -89,7 +90,7 @@ export function jwtVerifier(
       if (seen.issuer instanceof Error) throw seen.issuer;
       const { jwt, issuer } = seen;
       const verified = issuer.trusted.verify(jwt);
-      if (verified instanceof Promise) return verified.then((value) => resultOf(value, issuer, name));
+      if (isPromise(verified)) return verified.then((value) => resultOf(value, issuer, name));
       return resultOf(verified, issuer, name);
     },
     ready: (signal) => directory.ready(signal),

@@ -4,6 +4,7 @@ import type { JwtAlgorithm } from '../keys/jwt-algorithm.js';
 import type { KeySource } from '../keys/key-source.js';
 import type { VerificationKey } from '../keys/verification-key.js';
 import type { Clock } from '../runtime/clock.js';
+import { isPromise } from '../runtime/is-promise.js';
 import { type CompactJwt, checkSpelling, invalidToken } from './compact-jwt.js';
 import { type ClaimRules, checkAccessTokenClaims, checkClaims, type TokenTimes } from './jwt-claims.js';
 import { isWantedType, type JwtHeader, readHeader } from './jwt-header.js';
@@ -61,7 +62,7 @@ export class TrustedIssuer {
       throw invalidToken('the token is bound to a key, and nothing here checks that');
     }
     const found = this.keys.find(algorithm, kid);
-    if (found instanceof Promise) return found.then((key) => this.#checkSignature(jwt, key, times));
+    if (isPromise(found)) return found.then((key) => this.#checkSignature(jwt, key, times));
     return this.#checkSignature(jwt, found, times);
   }
 
@@ -74,11 +75,11 @@ export class TrustedIssuer {
     const cacheSeconds = this.keys.cacheSeconds();
     const verified = { claims: jwt.claims, ...times, keyId: key.keyId, cacheSeconds };
     const settle = (isSigned: boolean): VerifiedJwt => {
-      if (!isSigned) throw invalidToken('the signature does not match');
+      if (isSigned !== true) throw invalidToken('the signature does not match');
       return verified;
     };
     const isSigned = isSignedBy(key, jwt.token.slice(0, -1 - jwt.signature.length), jwt.signature);
-    return isSigned instanceof Promise ? isSigned.then(settle) : settle(isSigned);
+    return isPromise(isSigned) ? isSigned.then(settle) : settle(isSigned);
   }
 
   #header(segment: string): JwtHeader {

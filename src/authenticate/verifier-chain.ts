@@ -6,6 +6,7 @@ import type { Attribution } from '../request/request-state.js';
 import type { Revocations } from '../revocation/revocations.js';
 import type { Clock } from '../runtime/clock.js';
 import { DeadlineError, settledWithin, withDeadline } from '../runtime/deadline.js';
+import { isPromise } from '../runtime/is-promise.js';
 import { READY_WAIT_MS } from '../runtime/lifecycle.js';
 import type { Presented, Verified, VerifiedResult, Verifier } from './verifier.js';
 
@@ -221,10 +222,6 @@ export function revoked(): AccessError {
 
 export function stale(): AccessError {
   return new AccessError('revocation_stale', { reason: 'the view of what is revoked is too old' });
-}
-
-export function isPromise<T>(value: T | Promise<T>): value is Promise<T> {
-  return typeof (value as { then?: unknown } | null)?.then === 'function';
 }
 
 /** What may be told about an error of somebody else's: its kind. Its message may quote the credential. */

@@ -7,9 +7,10 @@ import {
   type JwtIssuerOptions,
   jwtVerifier,
   type KeyOptions,
+  type Verifier,
 } from 'tollkeeper';
 import { manualClock, testIssuer } from 'tollkeeper/testing';
-import { afterEach, describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { type GuardedApi, guardedApi } from '../support/guarded-api.js';
 import { identityProvider, segment, signatureOf, signed, testKey } from '../support/identity-provider.js';
 
@@ -868,6 +869,20 @@ describe('which credentials it takes', () => {
 });
 
 describe('signatures', () => {
+  /** What the verifier answers at once: its result, its refusal or a promise of either. */
+  function ask(verifier: Verifier, token: string): object {
+    try {
+      return verifier.verify({ req: undefined as never, scheme: 'bearer', token }, new AbortController().signal);
+    } catch (error) {
+      return error as AccessError;
+    }
+  }
+
+  async function answerOf(asked: object): Promise<string> {
+    const answer = await Promise.resolve(asked).catch((error: AccessError) => error);
+    return answer instanceof AccessError ? answer.code : 'taken';
+  }
+
   /** What is none, in a few shapes: other bits, zeros, another length. */
   const forgeries: ((signature: Buffer) => Buffer)[] = [
     (bytes) => Buffer.from(bytes.map((byte, index) => (index === 0 ? byte ^ 1 : byte))),
@@ -891,29 +906,15 @@ describe('signatures', () => {
         const forged = forge(Buffer.from(token.slice(at), 'base64url')).toString('base64url');
         return { token: token.slice(0, at) + forged, answer: 'invalid_token' };
       });
-      const ask = (token: string) => {
-        try {
-          return verifier.verify(
-            { req: undefined as never, scheme: 'bearer', token },
-            new AbortController().signal,
-          ) as object;
-        } catch (error) {
-          return error as AccessError;
-        }
-      };
-      const answerOf = async (asked: object) => {
-        const answer = await Promise.resolve(asked).catch((error: AccessError) => error);
-        return answer instanceof AccessError ? answer.code : 'taken';
-      };
       const expected = tokens.map(({ answer }) => answer);
-      const together = tokens.map(({ token }) => ask(token));
+      const together = tokens.map(({ token }) => ask(verifier, token));
       const inPool = together.filter((asked) => asked instanceof Promise).length;
       expect(inPool).toBeGreaterThan(0);
       expect(inPool).toBeLessThan(tokens.length);
       expect(await Promise.all(together.map(answerOf))).toEqual(expected);
       const apart: string[] = [];
       for (const { token } of tokens) {
-        const asked = ask(token);
+        const asked = ask(verifier, token);
         expect(asked).not.toBeInstanceOf(Promise);
         apart.push(await answerOf(asked));
         await new Promise((resolve) => setImmediate(resolve));
@@ -922,6 +923,25 @@ describe('signatures', () => {
       expect(apart).toEqual(expected);
     },
   );
+
+  it('are refused all the same where the global Promise was replaced, as by zone.js', async () => {
+    const keys = { jwksUri: 'https://issuer.example/jwks' };
+    const verifier = jwtVerifier({ ...BASE, keys, fetch: async () => Response.json(jwks) });
+    const iat = Math.floor(Date.now() / 1_000);
+    const claims = { iss: ISSUER, aud: AUDIENCE, sub: 'u', iat, exp: iat + 300 };
+    const stranger = testKey('k1');
+    const good = signed(key, claims);
+    const forged = Array.from({ length: 120 }, (_, index) => signed(stranger, { ...claims, jti: `${index}` }));
+    vi.stubGlobal('Promise', class extends Promise<unknown> {});
+    try {
+      expect(await answerOf(ask(verifier, good))).toBe('taken');
+      const together = forged.map((token) => ask(verifier, token));
+      expect(new Set(await Promise.all(together.map(answerOf)))).toEqual(new Set(['invalid_token']));
+      expect(await answerOf(ask(verifier, good))).toBe('taken');
+    } finally {
+      vi.unstubAllGlobals();
+    }
+  });
 });
 
 describe('testIssuer', () => {
