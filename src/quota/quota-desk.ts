@@ -3,6 +3,7 @@ import { channel } from 'node:diagnostics_channel';
 import { AccessError } from '../errors/access-error.js';
 import type { Identity } from '../identity/ambient.cjs';
 import type { Clock } from '../runtime/clock.js';
+import { isPromise } from '../runtime/is-promise.js';
 import type { BoundPlan } from './bound-plan.js';
 import { memoryQuotaStore } from './memory-quota-store.js';
 import type { PlanBook } from './plan-book.js';
@@ -90,7 +91,7 @@ export class QuotaDesk {
     };
     try {
       const done = work();
-      if (done instanceof Promise) done.catch(failed);
+      if (isPromise(done)) done.catch(failed);
     } catch (cause) {
       failed(cause);
     }

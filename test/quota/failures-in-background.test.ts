@@ -1,4 +1,5 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { runInNewContext } from 'node:vm';
 import express from 'express';
 import request from 'supertest';
 import { createQuota, enforceQuota, limitAddress, memoryQuotaStore, type QuotaStore, usageOf } from 'tollkeeper';
@@ -32,6 +33,10 @@ it.each([
     },
   ],
   ['rejects', () => Promise.reject(new Error('down'))],
+  [
+    'rejects with a promise of another realm',
+    (): Promise<never> => runInNewContext('Promise.reject(new Error("down"))'),
+  ],
 ])('a settling that %s is published, and the answer stands', async (_name, settle) => {
   const seen: unknown[] = [];
   const listen = (message: unknown) => seen.push(message);
@@ -42,7 +47,9 @@ it.each([
     res.end();
   });
   expect((await request(app).get('/')).status).toBe(200);
-  await vi.waitFor(() => expect(seen).toEqual([{ type: 'settle_error', cause: expect.any(Error) }]));
+  await vi.waitFor(() =>
+    expect(seen).toEqual([{ type: 'settle_error', cause: expect.objectContaining({ message: 'down' }) }]),
+  );
   unsubscribe('tollkeeper:quota', listen);
 });
 
