@@ -55,8 +55,6 @@ const inPlace = new InPlace();
  * Whether a JWS signature is by this key (RFC 7515 §5.2). To hand one over to the thread pool takes as long as to verify it, so
  * the few of an ordinary turn are verified in place. The others of a burst go to the pool, and wait for their turn, so that
  * many at once do not hold up the event loop.
- *
- * jose's own `jwtVerify` would take the whole token apart once more, which costs a fifth on top.
  */
 export function isSignedBy(key: VerificationKey, input: string, signature: string): boolean | Promise<boolean> {
   const signed = Buffer.from(input, 'latin1');

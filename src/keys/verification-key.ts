@@ -1,5 +1,5 @@
 import { constants, createHmac, createPublicKey, type KeyObject, timingSafeEqual, verify } from 'node:crypto';
-import { type CryptoKey, importJWK } from 'jose';
+import { promisify } from 'node:util';
 import type { JWK } from './jwk.js';
 import { algorithmRule, canonicalAlgorithm, type JwtAlgorithm } from './jwt-algorithm.js';
 import { thumbprint } from './thumbprint.js';
@@ -61,8 +61,7 @@ export function readPublicKey(jwk: unknown, algorithms: readonly JwtAlgorithm[])
     keyId: (kid as string | undefined) ?? print,
     algorithm,
     fingerprint: `${algorithm}.${print}`,
-    verify: inPlace(key, algorithm),
-    verifyInPool: inPool(members, algorithm),
+    ...verification(key, algorithm),
   };
 }
 
@@ -85,26 +84,20 @@ export function secretKey(secret: Uint8Array, algorithm: JwtAlgorithm, keyId?: s
   };
 }
 
-/** RFC 7518 §3, RFC 8037 §3.1. A PSS salt is as long as the hash. */
-function inPlace(key: KeyObject, algorithm: JwtAlgorithm): VerificationKey['verify'] {
+const verifyInPool = promisify(verify);
+
+/** Both ways ask the same function the same (RFC 7518 §3, RFC 8037 §3.1). A PSS salt is as long as the hash. */
+function verification(
+  key: KeyObject,
+  algorithm: JwtAlgorithm,
+): Required<Pick<VerificationKey, 'verify' | 'verifyInPool'>> {
   const hash = algorithm === 'Ed25519' ? null : hashOf(algorithm);
   const padding = algorithm.startsWith('PS') ? constants.RSA_PKCS1_PSS_PADDING : undefined;
   const saltLength = constants.RSA_PSS_SALTLEN_DIGEST;
   const options = { key, dsaEncoding: 'ieee-p1363', padding, saltLength } as const;
-  return (input, signature) => verify(hash, input, options, signature);
-}
-
-function inPool(members: JWK & { kty: string }, algorithm: JwtAlgorithm): VerificationKey['verifyInPool'] {
-  const hash = `SHA-${algorithm.slice(2)}`;
-  const saltLength = Number(algorithm.slice(2)) / 8;
-  let imported: Promise<CryptoKey> | undefined;
-  return async (input, signature) => {
-    imported ??= importJWK({ ...members }, algorithm).catch((error) => {
-      imported = undefined;
-      throw error;
-    }) as Promise<CryptoKey>;
-    const key = await imported;
-    return crypto.subtle.verify({ name: key.algorithm.name, hash, saltLength }, key, signature, input);
+  return {
+    verify: (input, signature) => verify(hash, input, options, signature),
+    verifyInPool: (input, signature) => verifyInPool(hash, input, options, signature),
   };
 }
 
