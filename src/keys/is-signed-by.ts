@@ -59,6 +59,7 @@ const inPlace = new InPlace();
 export function isSignedBy(key: VerificationKey, input: string, signature: string): boolean | Promise<boolean> {
   const signed = Buffer.from(input, 'latin1');
   const bytes = Buffer.from(signature, 'base64url');
+  if (key.signatureBytes && bytes.length !== key.signatureBytes) return false;
   if (key.verifyInPool !== undefined && inPlace.isUsedUp) return inPool(key.verifyInPool, signed, bytes);
   return inPlace.run(() => key.verify(signed, bytes));
 }

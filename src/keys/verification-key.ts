@@ -11,6 +11,8 @@ export interface VerificationKey {
   readonly algorithm: JwtAlgorithm;
   /** The same for the same key material and algorithm only. It tells nothing of a secret. */
   readonly fingerprint: string;
+  /** Bytes of every signature by an RSA key (RFC 8017 §8.1.2): OpenSSL takes a PSS signature without its leading zeros, too. */
+  readonly signatureBytes?: number | undefined;
   /** Whether a signature is by this key (RFC 7515 §5.2). */
   verify(input: Buffer, signature: Buffer): boolean;
   /** The same in the thread pool. Absent where it is not worth the way. */
@@ -57,10 +59,12 @@ export function readPublicKey(jwk: unknown, algorithms: readonly JwtAlgorithm[])
     return 'is no valid key';
   }
   const print = thumbprint(members);
+  const modulusLength = key.asymmetricKeyDetails?.modulusLength;
   return {
     keyId: (kid as string | undefined) ?? print,
     algorithm,
     fingerprint: `${algorithm}.${print}`,
+    signatureBytes: modulusLength && Math.ceil(modulusLength / 8),
     ...verification(key, algorithm),
   };
 }

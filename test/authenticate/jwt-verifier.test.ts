@@ -924,6 +924,24 @@ describe('signatures', () => {
     },
   );
 
+  it('of PS256 without their leading zeros are refused, in place as in the thread pool', async () => {
+    // The numbers of one bit more than whole bytes: most signatures begin with a zero.
+    const odd = testKey('odd', 'PS256', 2_049);
+    const verifier = jwtVerifier({ ...BASE, algorithms: ['PS256'] as const, keys: { jwks: { keys: [odd.jwk] } } });
+    const iat = Math.floor(Date.now() / 1_000);
+    const input = `${segment({ alg: 'PS256', kid: 'odd' })}.${segment({ iss: ISSUER, aud: AUDIENCE, sub: 'u', iat, exp: iat + 300 })}`;
+    let bytes: Buffer;
+    do bytes = Buffer.from(signatureOf(input, 'PS256', odd.privateKey), 'base64url');
+    while (bytes[0] !== 0);
+    const whole = `${input}.${bytes.toString('base64url')}`;
+    const short = `${input}.${bytes.subarray(1).toString('base64url')}`;
+    const together = Array.from({ length: 120 }, (_, index) => ask(verifier, index % 2 === 0 ? whole : short));
+    expect(together.some((asked) => asked instanceof Promise)).toBe(true);
+    expect(await Promise.all(together.map(answerOf))).toEqual(
+      together.map((_, index) => (index % 2 === 0 ? 'taken' : 'invalid_token')),
+    );
+  });
+
   it('are refused all the same where the global Promise was replaced, as by zone.js', async () => {
     const keys = { jwksUri: 'https://issuer.example/jwks' };
     const verifier = jwtVerifier({ ...BASE, keys, fetch: async () => Response.json(jwks) });
