@@ -47,7 +47,7 @@ export async function pack(): Promise<Packed> {
   const folder = join(consumers, 'node_modules/tollkeeper');
   mkdirSync(folder, { recursive: true });
   await run('tar', ['-xzf', tarball, '-C', folder, '--strip-components', '1']);
-  for (const name of ['jose', 'lru-cache', '@types/node']) link(consumers, name);
+  for (const name of ['lru-cache', '@types/node']) link(consumers, name);
   return { tarball, consumers, folder, metafile, remove: temp.remove };
 }
 
