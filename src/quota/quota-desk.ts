@@ -91,7 +91,7 @@ export class QuotaDesk {
     };
     try {
       const done = work();
-      if (isPromise(done)) done.catch(failed);
+      if (isPromise(done)) done.then(undefined, failed);
     } catch (cause) {
       failed(cause);
     }
