@@ -183,6 +183,22 @@ describeWith('redis', 'redisQuotaStore', () => {
     await store.close?.();
   });
 
+  it('does not take for a failure of Redis that the process stood still beyond the deadline', async () => {
+    const store = redisQuotaStore(ioredis, { deadlineSeconds: 1 });
+    const op: QuotaOp = {
+      key: 'still',
+      window: { kind: 'gcra', periodMs: 1_000 * HOUR, burst: 10_000 },
+      limit: 10_000,
+      cost: 1,
+    };
+    await store.ready?.();
+    const asked = Array.from({ length: 2_000 }, async () => store.take('still', [op], { mode: 'all' }));
+    const until = performance.now() + 1_100;
+    while (performance.now() < until);
+    expect((await Promise.all(asked)).every(({ allowed }) => allowed)).toBe(true);
+    await store.close?.();
+  });
+
   it('is ready once Redis answers, within 5 s, and not when it never does', async () => {
     const own = await startRedis();
     own.pause();
