@@ -83,8 +83,6 @@ export class LeasedQuotaStore implements QuotaStore {
     // Debt comes out of the leases too, where they have enough.
     if (options.mode === 'force') return this.#spend(slot, ops, options) ?? this.#store.take(slot, ops, options);
     if (options.mode !== 'all') return this.#store.take(slot, ops, options);
-    const known = options.id === undefined ? undefined : this.#holds.get(`${slot} ${options.id}`);
-    if (known !== undefined) return known.result;
     return this.#spend(slot, ops, options) ?? this.#refused(ops) ?? this.#refill(slot, ops, options);
   }
 
@@ -166,6 +164,8 @@ export class LeasedQuotaStore implements QuotaStore {
 
   /** Decides from what is leased; undefined when Redis has to be asked. */
   #spend(slot: string, ops: readonly QuotaOp[], options: TakeOptions): TakeResult | undefined {
+    const known = options.id === undefined ? undefined : this.#holds.get(`${slot} ${options.id}`);
+    if (known !== undefined) return known.result;
     const now = this.#clock.now() + this.#aheadMs;
     const monotonic = this.#clock.monotonic();
     const leases: (Lease | undefined)[] = [];

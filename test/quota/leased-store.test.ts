@@ -64,6 +64,15 @@ describeWith('redis', 'a leased quota', () => {
     expect(await used(held)).toBe(2 + 3);
   });
 
+  it('trap 18: charges an id once, though it comes several times before there is a lease', async () => {
+    const store = leased();
+    const held = op('twice', { cost: 3, reserved: true });
+    const asked = [1, 2, 3].map(() => store.take('s', [held], { mode: 'all', id: 'one' }));
+    expect((await Promise.all(asked)).map(({ allowed }) => allowed)).toEqual([true, true, true]);
+    await store.close?.();
+    expect(await used(held)).toBe(3);
+  });
+
   it('refunds a charge whose lease is gone, on the window in which it was made', async () => {
     const store = leased();
     const wide = op('gone', { cost: 10 });
