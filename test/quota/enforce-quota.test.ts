@@ -340,7 +340,13 @@ describe('enforceQuota', () => {
       const settle = vi.spyOn(store, 'settle');
       const quota = createQuota({ store, plans: { free: [burst, tokens] }, clock });
       const pipeline = createPipeline({ sinks: [memorySink()], spool: 'memory', source: 'test' });
-      for (const later of [requireScope('nope:read'), meter({ pipeline, type: 't', require: ['tenant'] })]) {
+      const unwritable = { directory: '/dev/null/spool' };
+      const broken = createPipeline({ sinks: [memorySink()], spool: unwritable, source: 'test' });
+      for (const [refusal, later] of [
+        [403, requireScope('nope:read')],
+        [400, meter({ pipeline, type: 't', require: ['tenant'] })],
+        [503, meter({ pipeline: broken, type: 't' })],
+      ] as const) {
         const app = express();
         app.use(
           asIdentity(caller()),
@@ -348,13 +354,13 @@ describe('enforceQuota', () => {
           later,
           (_req, res) => void res.end(),
         );
-        const { status } = await request(app).get('/');
-        expect([400, 403]).toContain(status);
+        expect((await request(app).get('/')).status).toBe(refusal);
       }
       const standings = await quota.peek(identityMade(caller()) as never);
       expect(standings.map(({ used }) => used)).toEqual([0, 0]);
-      expect(settle).toHaveBeenCalledTimes(2);
+      expect(settle).toHaveBeenCalledTimes(3);
       await pipeline.close();
+      await broken.close({ deliverSeconds: 0.1 });
     });
 
     it('settles once when the client goes away', async () => {
