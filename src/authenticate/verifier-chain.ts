@@ -123,17 +123,19 @@ export class VerifierChain {
   ): Decision | Promise<Decision> {
     const decision = this.#decision(verifier, verified, sources, versions);
     if (decision.identity === undefined) return decision;
-    const answer = checkRevocations(decision);
-    if (answer === 'live') return decision;
-    if (answer === 'revoked') throw revoked();
-    if (answer === 'changed') return this.#again(verifier, presented, attempt);
-    return this.#whenReady(sources).then(() => {
-      const second = checkRevocations(decision);
-      if (second === 'live') return decision;
-      if (second === 'revoked') throw revoked();
-      if (second === 'changed') return this.#again(verifier, presented, attempt);
-      throw stale();
-    });
+    const rule = (unknown: () => Decision | Promise<Decision>): Decision | Promise<Decision> => {
+      const answer = checkRevocations(decision);
+      if (answer === 'live') return decision;
+      if (answer === 'revoked') throw revoked();
+      return answer === 'changed' ? this.#again(verifier, presented, attempt) : unknown();
+    };
+    return rule(() =>
+      this.#whenReady(sources).then(() =>
+        rule(() => {
+          throw stale();
+        }),
+      ),
+    );
   }
 
   #again(verifier: Verifier, presented: Presented, attempt: number): Decision | Promise<Decision> {

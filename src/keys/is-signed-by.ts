@@ -7,22 +7,18 @@ const MAX_AT_ONCE = 32;
 
 /** Lets so many in at the same time; the others wait, first come first served. */
 class Turns {
-  #free = MAX_AT_ONCE;
-  readonly #waiting = new Set<() => void>();
+  #taken = 0;
+  readonly #waiting: (() => void)[] = [];
 
-  /** Undefined where nobody need wait. */
-  take(): Promise<void> | undefined {
-    if (this.#free === 0) return new Promise((resolve) => this.#waiting.add(resolve));
-    this.#free -= 1;
-    return undefined;
-  }
-
-  give(): void {
-    const [next] = this.#waiting;
-    if (next === undefined) this.#free += 1;
-    else {
-      this.#waiting.delete(next);
-      next();
+  async run<T>(work: () => Promise<T>): Promise<T> {
+    if (this.#taken < MAX_AT_ONCE) this.#taken += 1;
+    else await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    try {
+      return await work();
+    } finally {
+      const next = this.#waiting.shift();
+      if (next === undefined) this.#taken -= 1;
+      else next();
     }
   }
 }
@@ -60,20 +56,7 @@ export function isSignedBy(key: VerificationKey, input: string, signature: strin
   const signed = Buffer.from(input, 'latin1');
   const bytes = Buffer.from(signature, 'base64url');
   if (key.signatureBytes && bytes.length !== key.signatureBytes) return false;
-  if (key.verifyInPool !== undefined && inPlace.isUsedUp) return inPool(key.verifyInPool, signed, bytes);
+  const { verifyInPool } = key;
+  if (verifyInPool !== undefined && inPlace.isUsedUp) return turns.run(() => verifyInPool(signed, bytes));
   return inPlace.run(() => key.verify(signed, bytes));
-}
-
-async function inPool(
-  verify: NonNullable<VerificationKey['verifyInPool']>,
-  input: Buffer,
-  signature: Buffer,
-): Promise<boolean> {
-  const turn = turns.take();
-  if (turn !== undefined) await turn;
-  try {
-    return await verify(input, signature);
-  } finally {
-    turns.give();
-  }
 }

@@ -1,3 +1,5 @@
+import { startOfDay, timeZoneOffsets } from '../runtime/time-zone-offsets.js';
+
 /** One window of time: from `startMs` on, before `endMs`; milliseconds since the epoch. */
 export interface TimeWindow {
   readonly startMs: number;
@@ -22,7 +24,8 @@ const DAY_MS = 86_400_000;
  * @throws RangeError for an unknown time zone.
  */
 export function calendarWindow({ unit, timeZone = 'UTC', anchorDay = 1 }: CalendarWindowOptions) {
-  const zone = new TimeZone(timeZone);
+  const offsetAt = timeZoneOffsets(timeZone);
+  const startOf = (day: number): number => startOfDay(day, offsetAt);
   let last: TimeWindow = { startMs: 0, endMs: 0 };
 
   /** The days (as midnights in UTC) on which the window of a day begins and on which the next one does. */
@@ -51,67 +54,16 @@ export function calendarWindow({ unit, timeZone = 'UTC', anchorDay = 1 }: Calend
 
   return function windowAt(ms: number): TimeWindow {
     if (ms >= last.startMs && ms < last.endMs) return last;
-    let days = daysAround(zone.dayAt(ms));
-    let startMs = zone.startOf(days[0]);
-    let endMs = zone.startOf(days[1]);
+    let days = daysAround(Math.floor((ms + offsetAt(ms)) / DAY_MS) * DAY_MS);
+    let startMs = startOf(days[0]);
+    let endMs = startOf(days[1]);
     // Where clocks are set back over midnight, the day before comes again for a while: it belongs to the new window.
     while (ms >= endMs) {
       days = daysAround(days[1]);
       startMs = endMs;
-      endMs = zone.startOf(days[1]);
+      endMs = startOf(days[1]);
     }
     last = { startMs, endMs };
     return last;
   };
-}
-
-/** A time zone: the local day of an instant, and the instant at which a local day begins. */
-class TimeZone {
-  readonly #format: Intl.DateTimeFormat;
-
-  constructor(timeZone: string) {
-    this.#format = new Intl.DateTimeFormat('en-US', {
-      timeZone,
-      calendar: 'gregory',
-      numberingSystem: 'latn',
-      hourCycle: 'h23',
-      year: 'numeric',
-      month: 'numeric',
-      day: 'numeric',
-      hour: 'numeric',
-      minute: 'numeric',
-      second: 'numeric',
-    });
-  }
-
-  /** The local day of an instant, as midnight in UTC. */
-  dayAt(ms: number): number {
-    return Math.floor((ms + this.#offset(ms)) / DAY_MS) * DAY_MS;
-  }
-
-  /** The first instant of a local day. */
-  startOf(day: number): number {
-    const before = this.#offset(day - DAY_MS);
-    const after = this.#offset(day + DAY_MS);
-    const early = day - before;
-    if (before === after || this.#offset(early) === before) return early;
-    const late = day - after;
-    if (this.#offset(late) === after) return late;
-    // Midnight does not exist: the day begins when the clocks are set forward.
-    let [low, high] = [Math.min(early, late), Math.max(early, late)];
-    while (high - low > 1) {
-      const middle = Math.floor((low + high) / 2);
-      if (this.#offset(middle) === after) high = middle;
-      else low = middle;
-    }
-    return this.#offset(low) === after ? low : high;
-  }
-
-  /** Milliseconds by which the zone's clocks are ahead of UTC. */
-  #offset(ms: number): number {
-    const part: Record<string, number> = {};
-    for (const { type, value } of this.#format.formatToParts(ms)) part[type] = Number(value);
-    const { year = 0, month = 1, day = 1, hour = 0, minute = 0, second = 0 } = part;
-    return Date.UTC(year, month - 1, day, hour, minute, second) - Math.floor(ms / 1_000) * 1_000;
-  }
 }
