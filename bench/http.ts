@@ -6,8 +6,8 @@ import { ask, pinned, start } from './processes.js';
 import { argument, environment, median, printTable, writeResults } from './report.js';
 
 /**
- * What the stack costs a request, beside what people use today: servers on one core, the load on another, rounds in turn
- * A B A C A D, medians, and the ratio to the bare app that ran right before.
+ * What the stack costs a request, beside what people use today: servers on one core, the load on another, each with the bare
+ * app in turn, A B A B and then A C A C, medians, and the ratio to the bare app that ran right before.
  */
 const rounds = argument('rounds', 9);
 const seconds = argument('seconds', 0.7);
@@ -62,9 +62,6 @@ const order = ({ port, requests }: (typeof servers)[number], time: number): Load
   connections,
   seconds: time,
 });
-for (const server of servers) {
-  for (let asked = 0; asked < warmUp; ) asked += (await ask<LoadResult>(load, order(server, seconds))).requests;
-}
 const [bare] = servers as [(typeof servers)[number]];
 let errors = 0;
 
@@ -83,8 +80,15 @@ async function measure(server: (typeof servers)[number]): Promise<number> {
   return rate;
 }
 
-for (let round = 0; round < rounds; round++) {
-  for (const server of servers.slice(1)) {
+async function warm(server: (typeof servers)[number]): Promise<void> {
+  for (let asked = 0; asked < warmUp; ) asked += (await ask<LoadResult>(load, order(server, seconds))).requests;
+}
+
+await warm(bare);
+for (const server of servers.slice(1)) {
+  // In one piece, so that neither of the two has been idle for longer: what is, is cold again.
+  await warm(server);
+  for (let round = 0; round < rounds; round++) {
     // The bare app runs right before each: what the machine's neighbours do changes within seconds.
     const bareRate = await measure(bare);
     const bareCpu = bare.cpus.at(-1) as number;
