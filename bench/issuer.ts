@@ -120,7 +120,7 @@ async function overHttp(): Promise<Record<string, unknown>[]> {
     connections,
     seconds: time,
   });
-  for (const server of servers) await ask<LoadResult>(load, orderOf(server, Math.min(5, seconds)));
+  for (const server of servers) await ask<LoadResult>(load, orderOf(server, seconds));
   for (let round = 0; round < rounds; round++) {
     for (const server of servers) {
       const before = await ask<{ cpu: number }>(server.child, 'cpu');

@@ -16,8 +16,8 @@ export function environment(): string {
 }
 
 /**
- * How quiet the machine is: nanoseconds for a read that no cache has, about 90 where nobody else uses the memory. Neighbours do
- * not show in the load of a virtual machine, and slow down most what touches much memory.
+ * How quiet the machine is: nanoseconds for a read that no cache has. Neighbours do not show in the load of a virtual machine, and
+ * slow down most what touches much memory.
  */
 function memoryLatency(): number {
   const size = 1 << 23;

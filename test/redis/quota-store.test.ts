@@ -9,6 +9,11 @@ import { describeWith, type RunningServer, startRedis } from '../support/index.j
 const HOUR = 3_600_000;
 const GENEROUS = { deadlineSeconds: 5 };
 
+/** Drains so slowly that a test sees nothing of it. */
+function slowRate(key: string, limit: number): QuotaOp {
+  return { key, window: { kind: 'gcra', periodMs: 1_000 * HOUR, burst: limit }, limit, cost: 1 };
+}
+
 describe('memoryQuotaStore', () => {
   for (const { name, run } of quotaStoreContract(async () => ({ store: memoryQuotaStore() }))) it(name, run);
 });
@@ -142,12 +147,7 @@ describeWith('redis', 'redisQuotaStore', () => {
 
   it('trap 4: counts each call once while the scripts are flushed', async () => {
     const store = redisQuotaStore(ioredis, GENEROUS);
-    const op: QuotaOp = {
-      key: 'flush',
-      window: { kind: 'gcra', periodMs: 1_000 * HOUR, burst: 1_000 },
-      limit: 1_000,
-      cost: 1,
-    };
+    const op = slowRate('flush', 1_000);
     const calls = Array.from({ length: 200 }, async (_, index) => {
       if (index % 20 === 0) await ioredis.script('FLUSH');
       return store.take('flush', [op], { mode: 'all' });
@@ -161,12 +161,7 @@ describeWith('redis', 'redisQuotaStore', () => {
 
   it('trap 15: says within the deadline that Redis hangs, leaves it alone for a while, and counts again afterwards', async () => {
     const store = redisQuotaStore(ioredis, { deadlineSeconds: 0.05 });
-    const op: QuotaOp = {
-      key: 'hang',
-      window: { kind: 'gcra', periodMs: 1_000 * HOUR, burst: 100 },
-      limit: 100,
-      cost: 1,
-    };
+    const op = slowRate('hang', 100);
     await store.ready?.();
     server.pause();
     for (let i = 0; i < 5; i++)
@@ -186,12 +181,7 @@ describeWith('redis', 'redisQuotaStore', () => {
 
   it('does not take for a failure of Redis that the process stood still beyond the deadline', async () => {
     const store = redisQuotaStore(ioredis, { deadlineSeconds: 1 });
-    const op: QuotaOp = {
-      key: 'still',
-      window: { kind: 'gcra', periodMs: 1_000 * HOUR, burst: 10_000 },
-      limit: 10_000,
-      cost: 1,
-    };
+    const op = slowRate('still', 10_000);
     await store.ready?.();
     const asked = Array.from({ length: 2_000 }, async () => store.take('still', [op], { mode: 'all' }));
     const until = performance.now() + 1_100;
